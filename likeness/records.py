@@ -1,0 +1,257 @@
+"""The records: what travels between stages. Frozen, strict, small; they carry references to bytes, never pixels.
+
+A record is content: no times, hosts, paths or run ids in it, so that the same work done twice has the same digest.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from likeness import digest
+from likeness.digest import Digest
+
+SubjectId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+ClassNoun = Literal["man", "woman", "person", "dog"]
+Box = tuple[float, float, float, float]          # left, top, right, bottom
+
+
+class Record(BaseModel):
+    """Base of all records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Plain JSON data, every field written out."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return digest.of_json(self.plain())
+
+    @classmethod
+    def read(cls, data: bytes | str) -> Self:
+        """The record of this JSON.
+
+        Raises:
+            pydantic.ValidationError: if it is not one, naming each field.
+        """
+        return cls.model_validate_json(data)
+
+
+class BlobRef(Record):
+    """Where bytes lie in the Store, and what they are."""
+
+    key: str
+    sha256: Digest
+    size: int = Field(ge=0)
+    media: str
+
+
+class Consent(Record):
+    """Who allowed this, as a reference into the operator's own records; "operator" when nobody else was named."""
+
+    source: str = Field(min_length=1, max_length=200)
+
+
+class Subject(Record):
+    """Whoever is personalised."""
+
+    id: SubjectId
+    noun: ClassNoun
+    consent: Consent
+
+
+class FaceMeasures(Record):
+    """What was measured on the face of a Portrait, in the upright photo."""
+
+    box_px: Box
+    eye_distance_px: float = Field(gt=0)
+    roll_deg: float
+    sharpness: float = Field(ge=0)
+    score: float
+    visible: float = Field(ge=0, le=1)
+
+
+class Photo(Record):
+    """One source picture: decoded safely, upright, sRGB, stripped of metadata, stored as PNG."""
+
+    sha256: Digest                # of the pixels as stored
+    source_sha256: Digest         # of the file as it was given
+    blob: BlobRef
+    width_px: int = Field(gt=0)
+    height_px: int = Field(gt=0)
+    sidecar: str | None = Field(None, max_length=2000)      # the words of a caption file beside it
+
+
+class PhotoJudgement(Record):
+    """What intake said of one file. `name` is relative to the folder, POSIX, undecodable bytes as \\xNN."""
+
+    name: str
+    verdict: Literal["accept", "normalise", "reject", "ignore"]
+    reason: str | None
+    message: str
+
+
+class SetJudgement(Record):
+    """What intake said of the set as a whole."""
+
+    verdict: Literal["ok", "reject"]
+    reason: str | None
+    message: str
+    advice: tuple[str, ...] = ()
+
+
+class Intake(Record):
+    """The output of `ingest`: judged files and the photos that are used."""
+
+    photos: tuple[Photo, ...]
+    judgements: tuple[PhotoJudgement, ...]
+    set: SetJudgement
+
+
+class Portrait(Record):
+    """An aligned training crop cut from one Photo."""
+
+    photo: Digest
+    crop: BlobRef                 # PNG, side_px x side_px, RGB
+    mask: BlobRef                 # PNG, same size, grey: 255 is face
+    side_px: int = Field(gt=0)
+    framing: Literal["tight", "wide"]
+    face: FaceMeasures
+    embedding: tuple[float, ...]  # of the gate's own recogniser, as the network gives it
+
+
+class Caption(Record):
+    """What must stay editable in a Portrait, never who it is."""
+
+    portrait: Digest
+    text: str = Field(min_length=1, max_length=2000)
+    slots: dict[str, str] = {}
+    source: Literal["slots", "sidecar", "image_to_text"]
+
+
+class TrainingSet(Record):
+    """Portraits and their captions; the last `held_out` are witnesses, never trained on."""
+
+    subject: Digest
+    trigger: str
+    noun: ClassNoun
+    portraits: tuple[Portrait, ...]
+    captions: tuple[Caption, ...]
+    held_out: tuple[Portrait, ...]
+
+
+class BaseRef(Record):
+    """A pretrained pipeline, pinned: name, family, and the sha256 of each file."""
+
+    name: str
+    family: Literal["sd15", "sdxl"]
+    resolution_px: int = Field(gt=0)
+    prediction: Literal["epsilon", "v_prediction"]
+    licence: str
+    revision: str
+    files: dict[str, Digest]
+
+
+class Adapter(Record):
+    """Trained weights of one Subject: safetensors whose header names what it was trained from."""
+
+    training_set: Digest
+    recipe: Digest
+    base: Digest
+    weights: BlobRef
+    losses: tuple[tuple[int, float], ...]         # (step, mean loss since the last report)
+    steps: int = Field(ge=0)
+
+
+class BatteryPrompt(Record):
+    """One fixed prompt. `{who}` stands for trigger and class noun."""
+
+    category: str
+    template: str
+    slots: dict[str, str] = {}
+
+
+class Sample(Record):
+    """One generated picture."""
+
+    adapter: Digest
+    prompt: str
+    category: str
+    seed: int = Field(ge=0)
+    image: BlobRef
+
+
+class SampleSet(Record):
+    """All samples of one Adapter on one battery."""
+
+    adapter: Digest
+    battery: Digest
+    samples: tuple[Sample, ...]
+
+
+class Finding(Record):
+    """One typed defect in one sample."""
+
+    kind: str
+    score: float
+    box_px: Box | None = None
+
+
+class SampleScore(Record):
+    """What was measured on one sample. None means that it could not be measured, which never passes."""
+
+    image: Digest
+    category: str
+    faces: int | None
+    identity_distance: float | None       # to the nearest of the held-out portraits' centroid, in the recogniser's metric
+    position: float | None                # 0: the impostor floor, 1: the subject's own ceiling
+    nearest_training: float | None        # appearance distance to the nearest training crop
+    findings: tuple[Finding, ...] = ()
+    slots_right: int = Field(0, ge=0)
+    slots_asked: int = Field(0, ge=0)
+
+
+class Measurements(Record):
+    """All numbers the gate reads."""
+
+    backend: str
+    bank: str
+    threshold: float                      # identity distance below which a sample is this person, from calibration
+    ceiling: float                        # median leave-one-out distance of the subject's own portraits
+    floor: float                          # median distance of the impostor bank
+    usable_portraits: int = Field(ge=0)
+    scores: tuple[SampleScore, ...]
+
+
+class Reason(Record):
+    """One reason of a Verdict."""
+
+    code: str
+    message: str
+    value: float | None = None
+    needed: float | None = None
+
+
+class Verdict(Record):
+    """What the gate decided, and why."""
+
+    kind: Literal["accepted", "retry", "needs_photos", "rejected"]
+    reasons: tuple[Reason, ...]
+    scores: dict[str, float | None]
+    measured: Digest
+    policy: Digest
+    delivered: tuple[Digest, ...] = ()    # digests of the samples handed to the owner, best first
+
+
+class Release(Record):
+    """A registered model version. One per (subject, training set, recipe)."""
+
+    subject: SubjectId
+    model: str
+    version: int = Field(ge=1)
+    adapter: Digest
+    verdict: Digest
