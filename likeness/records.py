@@ -64,6 +64,13 @@ class Subject(Record):
     consent: Consent
 
 
+class Enrolment(Record):
+    """A subject and where their photos are read from. Lies inside the subject's prefix, so that erasing the prefix erases the path."""
+
+    subject: Subject
+    source: str
+
+
 class FaceMeasures(Record):
     """What was measured on the face of a Portrait, in the upright photo."""
 
@@ -131,6 +138,18 @@ class Caption(Record):
     text: str = Field(min_length=1, max_length=2000)
     slots: dict[str, str] = {}
     source: Literal["slots", "sidecar", "image_to_text"]
+
+
+class PortraitSet(Record):
+    """All Portraits of one Intake, best first."""
+
+    portraits: tuple[Portrait, ...]
+
+
+class CaptionSet(Record):
+    """The Captions of a PortraitSet, in its order."""
+
+    captions: tuple[Caption, ...]
 
 
 class TrainingSet(Record):

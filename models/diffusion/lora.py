@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,6 +57,11 @@ def restore(unet: Any, tensors: dict[str, Tensor], *, name: str) -> None:
     set_peft_model_state_dict(unet, tensors, adapter_name=name)
 
 
-def export(unet: Any, *, name: str) -> dict[str, Tensor]:
+def as_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The factors as diffusers' own LoRA file has them: `unet.` before every key, fp16."""
-    return {f"unet.{k}": v.half() for k, v in state(unet, name=name).items()}
+    return {f"unet.{k}": v.half() for k, v in tensors.items()}
+
+
+def from_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors of a diffusers LoRA file, fp32."""
+    return {k.removeprefix("unet."): v.float() for k, v in tensors.items() if k.startswith("unet.")}

@@ -1,0 +1,89 @@
+"""What the gate reads, measured on pictures: faces, identity, copies. The gate itself decides elsewhere (`likeness.gate`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from likeness import gate
+from likeness.records import Finding, Measurements, SampleScore
+
+Vectors = NDArray[np.float32]
+FALSE_ACCEPT_RATE = 0.01       # of the impostor bank, at the threshold that a subject's samples are held to
+APPEARANCE_SIDE_PX = 32
+
+
+class Face(Protocol):
+    """A found face: only its presence and its embedding matter here."""
+
+    @property
+    def box_px(self) -> tuple[float, float, float, float]: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sample as the recogniser saw it: how many faces (None: it failed), and the embedding if there is exactly one."""
+
+    image: str                   # digest
+    category: str
+    faces: int | None
+    embedding: Vectors | None
+    thumbnail: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class References:
+    """Whom the samples are compared with. Distances are Euclidean, as dlib's recogniser means them."""
+
+    witnesses: Vectors           # (W, D): held-out portraits
+    own: Vectors                 # (P, D): all usable portraits
+    impostors: Vectors           # (M, D): the bank
+    training: NDArray[np.float32]   # (N, 32, 32, 3): thumbnails of the training crops
+
+
+def thumbnail(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A picture as (32, 32, 3) in [0, 1]: what two pictures must share to be copies."""
+    small = cv2.resize(image_HWC, (APPEARANCE_SIDE_PX, APPEARANCE_SIDE_PX), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32) / 255
+
+
+def appearance_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Root mean squared difference of two thumbnails: 0 the same picture, about 0.25 two pictures of one person."""
+    return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+def leave_one_out(own: Vectors) -> float:
+    """Median distance of each portrait to the centroid of the others: how near this person is to themselves. NaN below two portraits."""
+    if len(own) < 2:
+        return float("nan")
+    total = own.sum(0)
+    return float(np.median([np.linalg.norm(v - (total - v) / (len(own) - 1)) for v in own]))
+
+
+def measure(samples: Sequence[Seen], references: References, *, backend: str, bank: str) -> Measurements:
+    """Turn what was seen into the gate's numbers.
+
+    The reference of identity is the centroid of the *witnesses*, portraits that training never saw. Threshold: the distance below which
+    FALSE_ACCEPT_RATE of the impostor bank falls. A face whose embedding failed counts as not measured, which never passes.
+    """
+    centroid = references.witnesses.mean(0)
+    impostors = np.linalg.norm(references.impostors - centroid, axis=1)
+    floor, threshold = float(np.median(impostors)), float(np.quantile(impostors, FALSE_ACCEPT_RATE))
+    ceiling = leave_one_out(references.own)
+    scores = []
+    for seen in samples:
+        distance = position = None
+        if seen.faces == 1 and seen.embedding is not None and np.isfinite(seen.embedding).all():
+            distance = float(np.linalg.norm(seen.embedding - centroid))
+            position = gate.position(distance, floor=floor, ceiling=ceiling)
+        nearest = min((appearance_distance(seen.thumbnail, t) for t in references.training), default=None)
+        findings = () if seen.faces == 1 else (Finding(kind="no_face" if not seen.faces else "extra_face", score=1.0),)
+        scores.append(SampleScore(image=seen.image, category=seen.category, faces=seen.faces, identity_distance=distance, position=position,
+                                  nearest_training=nearest, findings=findings))
+    return Measurements(backend=backend, bank=bank, threshold=threshold, ceiling=ceiling if np.isfinite(ceiling) else floor, floor=floor,
+                        usable_portraits=len(references.own), scores=tuple(scores))

@@ -1,0 +1,178 @@
+"""What tasks need of their process: settings, store, networks, registry, each built once, on first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likeness.errors import ConsentMissing, InputError, IntegrityError, RecipeError, SubjectForgotten
+from likeness.once import Claim, once
+from likeness.records import BaseRef, Enrolment, Record
+from likeness.settings import Settings, load_settings
+from likeness.stages import Call, Published, StageRef
+from likeness.store import LocalStore, Store
+
+if TYPE_CHECKING:
+    from likeness.registry import Registry
+    from models.captions.slots import SlotReader
+    from models.diffusion.bases import Base
+    from models.faces.tools import FaceTools
+    from models.maquette.companions import Bank
+
+R = TypeVar("R", bound=Record)
+
+
+class Watcher(Protocol):
+    """Told what happens, so that a person can watch: stage, done, total, words."""
+
+    def __call__(self, stage: str, done: int, total: int, words: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task returns: where its record is published, whether this run made it, how long that took."""
+
+    ref: StageRef
+    executed: bool
+    seconds: float
+
+
+@dataclass
+class Tools:
+    """Everything a task may reach."""
+
+    settings: Settings
+    watch: Watcher = field(default=lambda stage, done, total, words: None)
+
+    @cached_property
+    def store(self) -> Store:
+        if self.settings.store.kind != "local":
+            raise RecipeError(f"store.kind is {self.settings.store.kind!r}; this version opens 'local' stores only: set store.kind = \"local\"")
+        return LocalStore(self.settings.home / "store")
+
+    @cached_property
+    def base_ref(self) -> BaseRef:
+        from models.diffusion import bases
+
+        return bases.reference(self.settings.base.name, folder=self.settings.base.folder)
+
+    @cached_property
+    def base(self) -> Base:
+        from models.diffusion import bases
+
+        base = bases.load(self.settings.base.name, folder=self.settings.base.folder)
+        if base.ref != self.base_ref:
+            raise IntegrityError(f"the files of base {base.ref.name!r} changed while this process ran: start it again")
+        return base
+
+    @cached_property
+    def faces(self) -> FaceTools:
+        from models.faces.tools import load_tools
+
+        return load_tools(self.settings)
+
+    @cached_property
+    def slots(self) -> SlotReader:
+        from models.captions.slots import SlotReader
+        from models.diffusion.bases import MAQUETTE
+
+        return SlotReader.load(MAQUETTE / "weights" / "clip")
+
+    @cached_property
+    def bank(self) -> Bank:
+        from models.maquette.companions import read_bank
+
+        return read_bank()
+
+    def class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
+        """Class pictures for prior preservation (M, S, S, 3) at the base's resolution, with their captions."""
+        from models.maquette.companions import read_class_pictures
+
+        return read_class_pictures(noun, side_px=self.base_ref.resolution_px)
+
+    @cached_property
+    def registry(self) -> Registry:
+        from likeness.registry import Registry
+
+        registry = self.settings.registry
+        home = self.settings.home
+        return Registry(registry.tracking_uri or f"sqlite:///{home / 'mlflow.db'}", registry.artifact_root or home / "mlflow-artifacts")
+
+    def once(self, call: Call, make: Callable[[Claim], R], output: type[R]) -> Outcome:
+        """The published output of `call`, made now if it is not there; refuses subjects without standing."""
+        self.standing(call.subject)
+        began = time.monotonic()
+        done = once(self.store, call, make, output=output, claims=self.settings.claims,
+                    on_wait=lambda words: self.watch(call.stage, 0, 0, f"another worker is at it: {words or 'no progress yet'}"))
+        self.watch(call.stage, 1, 1, "made" if done.executed else "found published")
+        return Outcome(done.ref, done.executed, time.monotonic() - began)
+
+    def progress(self, stage: str, total: int) -> Callable[[int, str], None]:
+        """A function that reports (done, words) of a stage."""
+        return lambda done, words: self.watch(stage, done, total, words)
+
+    def standing(self, subject: str) -> Enrolment:
+        """The subject's enrolment, if they are enrolled and not forgotten: asked before every stage.
+
+        Raises:
+            SubjectForgotten, ConsentMissing.
+        """
+        if self.store.get(f"tombstones/{subject}.json") is not None:
+            raise SubjectForgotten(f"subject {subject!r} was forgotten: nothing about them may be made again; use another id for another person")
+        data = self.store.get(f"subjects/{subject}/enrolment.json")
+        if data is None:
+            raise ConsentMissing(f"subject {subject!r} is not enrolled: run `likeness run PHOTOS --subject {subject} --class NOUN`")
+        return Enrolment.read(data)
+
+    def enrol(self, enrolment: Enrolment) -> None:
+        """Write or replace an enrolment."""
+        path, new = f"subjects/{enrolment.subject.id}/enrolment.json", enrolment.model_dump_json().encode()
+        for _ in range(10):
+            found = self.store.get(path)
+            if found == new or (self.store.put_if_absent(path, new) if found is None else self.store.compare_and_swap(path, expected=found, new=new)):
+                return
+        raise InputError(f"subject {enrolment.subject.id!r} is being enrolled by others at the same time: try again")
+
+    def open(self, ref: StageRef, subject: str, kind: type[R]) -> R:
+        """The record that a stage published.
+
+        Raises:
+            IntegrityError: it is gone, or not what its digest says.
+        """
+        import json
+
+        data = self.store.get(f"subjects/{subject}/stages/{ref.stage}/{ref.key}.json")
+        if data is None:
+            raise IntegrityError(f"the record of {ref.stage} is gone from the store: run the same command again to make it anew")
+        published = Published.model_validate_json(data)
+        if published.digest != ref.digest or published.faults():
+            raise IntegrityError(f"the record of {ref.stage} is not what was published: {'; '.join(published.faults()) or 'its digest differs'}")
+        return kind.read(json.dumps(published.output))
+
+
+_LOCK = threading.Lock()
+_TOOLS: list[Tools] = []
+
+
+def configure(tools: Tools) -> None:
+    """Give this process its tools: the command line does, a worker does not and gets them from its own environment."""
+    with _LOCK:
+        _TOOLS[:] = [tools]
+
+
+def runtime() -> Tools:
+    """This process's tools."""
+    with _LOCK:
+        if not _TOOLS:
+            config = os.environ.get("LIKENESS_CONFIG")
+            _TOOLS.append(Tools(load_settings(Path(config) if config else None)))
+        return _TOOLS[0]

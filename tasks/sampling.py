@@ -1,0 +1,51 @@
+"""sample: an Adapter meets the battery."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from likeness.once import Claim
+from likeness.recipe import RECIPE, Recipe
+from likeness.records import Adapter, Sample, SampleSet, TrainingSet
+from likeness.settings import Battery
+from likeness.stages import Call, StageRef
+from models.diffusion import checkpoint, lora
+from models.diffusion.sampler import adapted, sample
+from tasks import pictures
+from tasks.policy import RETRIED
+from tasks.runtime import Outcome, Tools, runtime
+from tasks.training import weights_of
+
+
+@task(name="sample", task_run_name="sample {subject}", **RETRIED)
+def sample_battery(subject: str, training_set: StageRef, adapter: StageRef, recipe: Recipe) -> Outcome:
+    """One picture for each prompt and seed of the battery."""
+    tools = runtime()
+    battery, sampling = tools.settings.battery, tools.settings.sampling
+    call = Call(stage="sample", subject=subject, inputs=(adapter,),
+                params={"battery": battery.plain(), "sampling": sampling.plain(), "recipe": recipe.plain(), "base": tools.base_ref.digest})
+    return tools.once(call, lambda claim: _sample(tools, call, tools.open(training_set, subject, TrainingSet), tools.open(adapter, subject, Adapter),
+                                                  battery, claim), SampleSet)
+
+
+def prompts_of(battery: Battery, who: str) -> list[tuple[str, str, int]]:
+    """(category, prompt, seed) of every sample of a battery, in its order."""
+    return [(p.category, p.template.format(who=who), seed) for p in battery.prompts for seed in range(battery.seeds)]
+
+
+def _sample(tools: Tools, call: Call, training_set: TrainingSet, adapter: Adapter, battery: Battery, claim: Claim) -> SampleSet:
+    base, sampling = tools.base, tools.settings.sampling
+    tensors, _ = checkpoint.read_adapter(weights_of(tools.store, adapter))
+    wanted = prompts_of(battery, f"{training_set.trigger} {training_set.noun}")
+    tell = tools.progress(call.stage, len(wanted))
+
+    def progress(done: int, total: int) -> None:
+        tell(done, "")
+        claim.beat(f"sample {done} of {total}")
+
+    with adapted(base, lora.from_file(tensors), RECIPE.validate_python(call.params["recipe"], strict=False)):
+        images = sample(base, [prompt for _, prompt, _ in wanted], [seed for _, _, seed in wanted], steps=sampling.steps,
+                        guidance=sampling.guidance, batch=sampling.batch, progress=progress)
+    samples = tuple(Sample(adapter=adapter.digest, prompt=prompt, category=category, seed=seed, image=pictures.put(tools.store, f"subjects/{call.subject}/samples", image))
+                    for (category, prompt, seed), image in zip(wanted, images, strict=True))
+    return SampleSet(adapter=adapter.digest, battery=battery.digest, samples=samples)

@@ -1,0 +1,83 @@
+"""train: a TrainingSet and a Recipe become an Adapter. The GPU role: reads portraits and captions, writes adapters; never reads photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prefect import task
+
+from likeness.errors import BadCheckpoint, InputError
+from likeness.once import Claim
+from likeness.records import Adapter, TrainingSet
+from likeness.recipe import Recipe
+from likeness.stages import Call, StageRef
+from likeness.store import Store, put_blob, read_blob
+from models.diffusion import checkpoint, lora
+from models.diffusion.dreambooth_lora import DreamBoothLora, encode
+from models.diffusion.loop import Checkpoint, Job, Plan, fit
+from tasks import pictures
+from tasks.policy import RETRIED
+from tasks.runtime import Outcome, Tools, runtime
+
+
+@task(name="train", task_run_name="train {subject}", **RETRIED)
+def train(subject: str, training_set: StageRef, recipe: Recipe) -> Outcome:
+    """Train the subject's adapter, or go on from its last good checkpoint."""
+    tools = runtime()
+    call = Call(stage="train", subject=subject, inputs=(training_set,), params={"recipe": recipe.plain(), "base": tools.base_ref.digest})
+    return tools.once(call, lambda claim: _train(tools, call, tools.open(training_set, subject, TrainingSet), recipe, claim), Adapter)
+
+
+def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, claim: Claim) -> Adapter:
+    base, store = tools.base, tools.store
+    if not training_set.portraits:
+        raise InputError("no portrait is left to train on: add photos")
+    class_images, class_captions = tools.class_pictures(training_set.noun)
+    inputs = encode(base, crops_NSSC=pictures.stack(store, [p.crop for p in training_set.portraits]),
+                    masks_NSS=pictures.stack(store, [p.mask for p in training_set.portraits]),
+                    captions=[c.text for c in training_set.captions], class_images_MSSC=class_images, class_captions=class_captions)
+    folder = call.path.removesuffix(".json")
+    progress = tools.progress(call.stage, recipe.steps)
+
+    def report(step: int, loss: float) -> None:
+        progress(step, f"loss {loss:.3f}")
+        claim.beat(f"step {step} of {recipe.steps}")
+
+    job = Job(name=call.subject, build=lambda: DreamBoothLora(base, inputs, recipe), resume=newest_checkpoint(store, folder, call.key),
+              plan=Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm, checkpoint_every=recipe.checkpoint_every),
+              on_report=report, on_checkpoint=_keeper(store, folder, call.key))
+    [result] = fit([job])
+    if result.error is not None:
+        raise result.error
+    header = {"training_set": training_set.digest, "recipe": recipe.digest, "base": base.ref.digest, "trigger": training_set.trigger}
+    data = checkpoint.write_adapter(lora.as_file(result.tensors), header)
+    weights = put_blob(store, f"subjects/{call.subject}/adapters", data, media="application/x-safetensors")
+    for key in list(store.list(folder + "/")):
+        store.delete(key)          # the adapter is written: its checkpoints have served
+    return Adapter(training_set=training_set.digest, recipe=recipe.digest, base=base.ref.digest, weights=weights, losses=result.losses, steps=result.steps)
+
+
+def newest_checkpoint(store: Store, folder: str, training: str) -> Checkpoint | None:
+    """The last checkpoint of this training that is whole; a damaged one is passed over for the one before it."""
+    for key in sorted(store.list(folder + "/"), reverse=True):
+        data = store.get(key)
+        if data is None:
+            continue
+        try:
+            return checkpoint.read(data, training=training)
+        except BadCheckpoint:
+            store.delete(key)      # a new one may be written under the same name
+    return None
+
+
+def _keeper(store: Store, folder: str, training: str) -> Callable[[Checkpoint], None]:
+    def keep(state: Checkpoint) -> None:
+        store.put_if_absent(f"{folder}/checkpoint-{state.step:06d}.safetensors", checkpoint.write(state, training=training))
+        for key in sorted(store.list(folder + "/"))[:-2]:      # two are kept: a torn write of the last must not cost everything
+            store.delete(key)
+    return keep
+
+
+def weights_of(store: Store, adapter: Adapter) -> bytes:
+    """The verified safetensors bytes of an adapter."""
+    return read_blob(store, adapter.weights)
