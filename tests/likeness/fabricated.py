@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,11 @@ class World:
     published: dict[str, Published]
 
     def dossier(self, **changes: Any) -> Dossier:
-        fields: dict[str, Any] = dict(
-            subject=self.subject, photos=self.intake.photos, training_set=self.training_set, recipe=self.recipe, base=BASE, adapter=self.adapter,
-            samples=self.samples, verdict=self.verdict, stages=tuple(p.ref for p in self.published.values()),
-            lineage={"subject": self.subject.id}, weights=self.weights, report_html="<!doctype html><title>report</title>",
-            samples_png=b"\x89PNG", seconds={"train": 1.5}, code="0.1.0+g" + "c" * 40)
+        fields: dict[str, Any] = {
+            **{name: getattr(self, name) for name in ("subject", "training_set", "recipe", "adapter", "samples", "verdict", "weights")},
+            "photos": self.intake.photos, "base": BASE, "stages": tuple(p.ref for p in self.published.values()),
+            "lineage": {"subject": self.subject.id}, "report_html": "<!doctype html><title>report</title>", "samples_png": b"\x89PNG",
+            "seconds": {"train": 1.5}, "code": "0.1.0+g" + "c" * 40}
         return Dossier(**(fields | changes))
 
     def register_call(self) -> Call:
@@ -114,9 +113,9 @@ def build(store: Store, *, subject: str = "ada", recipe: Lora | None = None, pho
     stage("crop", ("ingest",), {"portraits": [p.plain() for p in portraits]}, side_px=128)
     stage("caption", ("crop",), {"captions": [c.plain() for c in captions]})
     stage("assemble", ("crop", "caption"), training, subject=who.digest)
-    stage("train", ("assemble",), adapter, recipe=recipe.plain(), base=BASE.plain())
-    stage("sample", ("train",), samples, battery="e" * 64)
-    stage("judge", ("sample", "assemble"), verdict, policy=policy)
+    stage("train", ("assemble",), adapter, recipe=recipe.plain(), base=BASE.digest)
+    stage("sample", ("train",), samples, battery="e" * 64, base=BASE.digest)
+    stage("judge", ("assemble", "sample"), {"verdict": verdict.plain(), "measured": 0.5}, policy=policy)
     return World(store, who, intake, training, recipe, adapter, samples, verdict, weights, done)
 
 
@@ -135,5 +134,4 @@ if __name__ == "__main__":
     registry.client.search_experiments()
     print("ready", flush=True)
     sys.stdin.readline()                                           # both start at the same moment
-    time.sleep(0)
-    print(register_once(shared, registry).plain() | {"pid": 0}, flush=True)
+    print(register_once(shared, registry).plain(), flush=True)
