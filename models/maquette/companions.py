@@ -1,0 +1,154 @@
+"""What ships beside the maquette's weights, made by `python -m models.maquette.companions`: class pictures for prior preservation (drawn by
+the maquette itself) and the bank of impostors (rendered people that nobody personalises, with their face embeddings)."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from likeness.errors import IntegrityError, UnknownBase
+
+HERE = Path(__file__).parent
+CLASS_FOLDER, BANK_FOLDER = HERE / "class_pictures", HERE / "bank"
+CLASS_COUNT = 48              # per sex: one per step of batch 4 is then seen about eight times in 200 steps
+BANK_SIZE = 200
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Impostors: one embedding per rendered identity, and the digest that a Verdict names."""
+
+    backend: str
+    digest: str
+    embeddings: NDArray[np.float32]      # (200, D)
+
+
+@cache
+def read_bank(backend: str = "dlib") -> Bank:
+    """The shipped bank of impostors as one recogniser sees it.
+
+    Raises:
+        UnknownBase: there is no bank for this recogniser.
+        IntegrityError: the file is not what was shipped.
+    """
+    path = BANK_FOLDER / f"{backend}.safetensors"
+    if not path.is_file():
+        raise UnknownBase(f"there is no impostor bank for {backend!r}: run `python -m models.maquette.companions bank` with that backend")
+    data = path.read_bytes()
+    vectors = load_arrays(data)["embeddings"]
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise IntegrityError("the impostor bank holds something else than embeddings: install Likeness again")
+    return Bank(backend, hashlib.sha256(data).hexdigest(), vectors)
+
+
+def read_class_pictures(noun: str, *, side_px: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """(pictures (M, side, side, 3), captions) of a class noun; "person" is women and men in turn.
+
+    Raises:
+        UnknownBase: no class pictures were made for this noun.
+    """
+    entries = json.loads((CLASS_FOLDER / "captions.json").read_text())
+    chosen = [e for e in entries if noun == "person" or e["noun"] == noun]
+    if not chosen:
+        raise UnknownBase(f"there are no class pictures of {noun!r}: set recipe.objective.prior_weight = 0, or use man, woman or person")
+    pictures = []
+    for entry in chosen:
+        with Image.open(CLASS_FOLDER / entry["file"], formats=["WEBP"]) as picture:
+            array = np.asarray(picture.convert("RGB"))
+        pictures.append(array if array.shape[0] == side_px else np.asarray(cv2.resize(array, (side_px, side_px), interpolation=cv2.INTER_CUBIC), np.uint8))
+    words = [e["caption"].replace(f" {e['noun']} ", f" {noun} ") if noun == "person" else e["caption"] for e in chosen]
+    return np.stack(pictures), words
+
+
+def make_class_pictures(rows: Sequence[dict[str, str]]) -> None:
+    """Draw class pictures with the maquette, from captions of the training rows, evenly over women and men."""
+    from models.diffusion import bases
+    from models.diffusion.sampler import sample
+    from models.maquette.vocabulary import NOUNS, training_caption
+
+    base = bases.load("maquette")
+    CLASS_FOLDER.mkdir(exist_ok=True)
+    rng = random.Random(20)
+    entries = []
+    for sex, noun in NOUNS.items():
+        own = [r for r in rows if r["sex"] == sex and r["style"] == "photo"]
+        captions = []
+        while len(captions) < CLASS_COUNT:
+            words = training_caption(rng.choice(own), rng)
+            if f" {noun} " in words + " " and " zq" not in words:
+                captions.append(words)
+        images = sample(base, captions, [1000 + i for i in range(CLASS_COUNT)])
+        for i, (words, image) in enumerate(zip(captions, images, strict=True)):
+            name = f"{noun}-{i:02d}.webp"
+            (CLASS_FOLDER / name).write_bytes(_webp(image))
+            entries.append({"file": name, "noun": noun, "caption": words})
+    (CLASS_FOLDER / "captions.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def make_bank(crops: NDArray[np.uint8], rows: Sequence[dict[str, str]]) -> None:
+    """Choose 200 rendered identities, one plain photo of each, evenly over women and men, and embed them."""
+    from models.faces.tools import dlib_tools
+
+    tools = dlib_tools()
+    BANK_FOLDER.mkdir(exist_ok=True)
+    plain = [i for i, r in enumerate(rows) if r["style"] == "photo" and r["view"] == "frontal" and r["eyewear"] != "sunglasses" and r["light"] not in ("neon", "dim")]
+    random.Random(21).shuffle(plain)
+    taken: dict[str, str] = {}
+    vectors, chosen = [], []
+    for i in plain:
+        row = rows[i]
+        sexes = list(taken.values())
+        if row["identity"] in taken or sexes.count(row["sex"]) >= BANK_SIZE // 2:
+            continue
+        faces = tools.find_faces(crops[i])
+        if len(faces) != 1:
+            continue
+        taken[row["identity"]] = row["sex"]
+        vectors.append(tools.embed_faces(crops[i], faces)[0])
+        name = f"{row['identity']}.webp"
+        (BANK_FOLDER / name).write_bytes(_webp(np.asarray(crops[i])))
+        chosen.append({"file": name, "sex": row["sex"], "skin_luminance": row["skin_luminance"]})
+        if len(taken) == BANK_SIZE:
+            break
+    (BANK_FOLDER / "dlib.safetensors").write_bytes(save_arrays({"embeddings": np.stack(vectors)}))
+    (BANK_FOLDER / "people.json").write_text(json.dumps(chosen, indent=1) + "\n")
+    print(f"bank: {len(chosen)} identities")
+
+
+def _webp(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "WEBP", quality=88, method=6)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    """Command line."""
+    from models.maquette import data
+
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("what", choices=["classes", "bank"], nargs="+")
+    p.add_argument("--work", type=Path, required=True, help="work folder of pretrain: its crops are read")
+    a = p.parse_args()
+    crops, rows = data.load(a.work / "data")
+    if "bank" in a.what:
+        make_bank(crops, rows)
+    if "classes" in a.what:
+        make_class_pictures(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""ingest: a folder of files becomes Photos, judged one by one and as a set."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from prefect import task
+
+from likeness import digest
+from likeness.errors import UnusablePhotos
+from likeness.once import Claim
+from likeness.records import Intake, Photo
+from likeness.stages import Call
+from models.faces.photos import inspect_photos, read_file, walk
+from tasks import pictures
+from tasks.policy import RETRIED
+from tasks.runtime import Outcome, Tools, runtime
+
+
+@task(name="ingest", task_run_name="ingest {subject}", **RETRIED)
+def ingest_photos(subject: str) -> Outcome:
+    """Read the subject's source, judge every file, keep what can be used."""
+    tools = runtime()
+    source = Path(tools.standing(subject).source)
+    files = source_digest(tools, source)
+    call = Call(stage="ingest", subject=subject, params={"files": files, "policy": tools.settings.intake.plain(), "backend": tools.faces.name})
+    return tools.once(call, lambda claim: _ingest(tools, call, source, claim), Intake)
+
+
+def source_digest(tools: Tools, source: Path) -> str:
+    """Digest of the names and bytes of a source: names are part of what intake reports, so a renamed file is judged anew."""
+    entries = []
+    for name, path in walk(source):
+        data = read_file(path, tools.settings.intake)
+        entries.append([name, hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.reason])
+    if not entries:
+        raise UnusablePhotos("the folder of photos is empty: put photos of one person into it")
+    return digest.of_json(entries)
+
+
+def _ingest(tools: Tools, call: Call, source: Path, claim: Claim) -> Intake:
+    tell = tools.progress(call.stage, 0)
+
+    def progress(done: int, total: int) -> None:
+        tools.watch(call.stage, done, total, "")
+        claim.beat(f"judged {done} of {total} files")
+
+    tell(0, "decoding")
+    found = inspect_photos(source, tools=tools.faces, policy=tools.settings.intake, progress=progress)
+    photos = []
+    for photo in found.accepted if found.set.verdict == "ok" else ():
+        blob = pictures.put(tools.store, f"subjects/{call.subject}/photos", photo.pixels)
+        photos.append(Photo(sha256=blob.sha256, source_sha256=photo.source_sha256, blob=blob, width_px=photo.pixels.shape[1],
+                            height_px=photo.pixels.shape[0], sidecar=photo.sidecar))
+    return Intake(photos=tuple(photos), judgements=tuple(found.judgements), set=found.set)

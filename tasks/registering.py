@@ -1,0 +1,51 @@
+"""register: an accepted Adapter becomes a Release, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from prefect import task
+
+from likeness.dossier import Dossier
+from likeness.once import Claim
+from likeness.recipe import Recipe
+from likeness.records import Adapter, Intake, Release, SampleSet, TrainingSet
+from likeness.stages import Call, StageRef
+from tasks import pictures
+from tasks.judging import Judgement
+from tasks.policy import RETRIED
+from tasks.runtime import Outcome, Tools, runtime
+from tasks.training import weights_of
+
+
+@task(name="register", task_run_name="register {subject}", **RETRIED)
+def register_release(subject: str, refs: dict[str, StageRef], recipe: Recipe, report_html: str, seconds: dict[str, float]) -> Outcome:
+    """Register the accepted adapter in MLflow; the claim on the stage makes it exactly one, the registry converges what a crash left."""
+    tools = runtime()
+    call = Call(stage="register", subject=subject, inputs=(refs["ingest"], refs["assemble"], refs["train"], refs["sample"], refs["judge"]),
+                params={"recipe": recipe.plain(), "base": tools.base_ref.digest})
+    return tools.once(call, lambda claim: tools.registry.register(_dossier(tools, subject, refs, recipe, report_html, seconds), check=claim.check), Release)
+
+
+def _dossier(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe, report_html: str, seconds: dict[str, float]) -> Dossier:
+    adapter = tools.open(refs["train"], subject, Adapter)
+    samples = tools.open(refs["sample"], subject, SampleSet)
+    return Dossier(subject=tools.standing(subject).subject, photos=tools.open(refs["ingest"], subject, Intake).photos,
+                   training_set=tools.open(refs["assemble"], subject, TrainingSet), recipe=recipe, base=tools.base_ref, adapter=adapter, samples=samples,
+                   verdict=tools.open(refs["judge"], subject, Judgement).verdict, stages=tuple(refs.values()), lineage=lineage_of(refs),
+                   weights=weights_of(tools.store, adapter), report_html=report_html, samples_png=sample_grid(tools, samples), seconds=seconds)
+
+
+def lineage_of(refs: dict[str, StageRef]) -> dict[str, Any]:
+    """The chain of stage keys and digests, as plain data."""
+    return {"chain": [ref.model_dump(mode="json") for ref in refs.values()]}
+
+
+def sample_grid(tools: Tools, samples: SampleSet, *, columns: int = 8) -> bytes:
+    """All samples on one PNG."""
+    images: Sequence[Any] = [pictures.get(tools.store, s.image) for s in samples.samples]
+    blank = np.full_like(images[0], 255)
+    rows = [np.concatenate([*images[i:i + columns], *[blank] * (columns - len(images[i:i + columns]))], axis=1) for i in range(0, len(images), columns)]
+    return pictures.encode_png(np.concatenate(rows, axis=0))
