@@ -1,0 +1,239 @@
+"""The command line: `likeness`. It parses, shows and exits; what is done is done in the flows."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from likeness.errors import LikenessError, RecipeError
+from likeness.settings import Settings, load_settings
+
+app = typer.Typer(name="likeness", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+                  help="Photos of a person in, an accepted, auditable, personalised text-to-image model out.")
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; everything else goes to standard error.")]
+Config = Annotated[Path | None, typer.Option("--config", help="A likeness.toml to use instead of the one in this folder.", dir_okay=False)]
+SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
+EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
+
+
+@app.command()
+def demo(as_json: Json = False, config: Config = None) -> None:
+    """Personalise the shipped demo subject (12 rendered photos): photos to verdict in about two minutes on two cores."""
+    photos = Path(__file__).parents[1] / "examples" / "demo"
+    if not photos.is_dir():
+        raise RecipeError("the demo photos lie in the repository, under examples/demo: run `make demo` in a checkout")
+    _personalize(photos, "demo", "woman" if not (photos / "NOUN").is_file() else (photos / "NOUN").read_text().strip(), "demo", as_json, config)
+
+
+@app.command()
+def run(photos: Annotated[Path, typer.Argument(help="A folder with photos of one person.")], subject: SubjectOption,
+        noun: Annotated[str, typer.Option("--class", help="What the subject is: man, woman or person.")] = "person",
+        consent: Annotated[str, typer.Option(help="Who allowed this: a reference into your own records.")] = "operator",
+        as_json: Json = False, config: Config = None) -> None:
+    """Photos to verdict, and to a registered model if accepted. Run it again after a crash: published stages are not made twice."""
+    _personalize(photos, subject, noun, consent, as_json, config)
+
+
+def _personalize(photos: Path, subject: str, noun: str, consent: str, as_json: bool, config: Path | None) -> None:
+    from pydantic import ValidationError
+
+    from likeness.records import Consent, Enrolment, Subject
+
+    settings = load_settings(config)
+    try:
+        who = Subject.model_validate(dict(id=subject, noun=noun, consent=Consent(source=consent)))
+    except ValidationError as e:
+        raise RecipeError("; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors(include_input=False))) from e
+    with _watching(settings) as tools:
+        tools.enrol(Enrolment(subject=who, source=str(photos.resolve())))
+        from flows.personalize import personalize
+
+        result = personalize(subject)
+    if as_json:
+        _print_json(result)
+    else:
+        _show_result(result)
+    raise typer.Exit(EXIT[result["verdict"]] if result["verdict"] != "accepted" or result["release"] else 3)
+
+
+@app.command()
+def inspect(photos: Annotated[Path, typer.Argument(help="A folder with photos of one person.")], as_json: Json = False, config: Config = None) -> None:
+    """Judge photos without keeping anything: which are used, which are not and why, what the set lacks."""
+    from models.faces.photos import inspect_photos
+    from models.faces.tools import dlib_tools
+
+    settings = load_settings(config)
+    with _bars() as show:
+        found = inspect_photos(photos, tools=dlib_tools(), policy=settings.intake, progress=lambda done, total: show("inspect", done, total, ""))
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        table = Table("photo", "verdict", "reason", "what to do")
+        for j in found.judgements:
+            table.add_row(j.name, j.verdict, j.reason or "", j.message)
+        Console().print(table)
+        Console().print(f"[bold]{found.set.verdict}[/]: {found.set.message}", *(f"\n  {a}" for a in found.set.advice))
+    raise typer.Exit(0 if found.set.verdict == "ok" else 2)
+
+
+@app.command()
+def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release.")],
+           prompt: Annotated[str, typer.Argument(help="The prompt; {who} or the subject's id stands for the person, else the person is put first.")],
+           count: Annotated[int, typer.Option(min=1, max=64, help="How many pictures.")] = 4, seed: Annotated[int, typer.Option(min=0)] = 0,
+           out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(), as_json: Json = False, config: Config = None) -> None:
+    """Draw a subject with their registered model."""
+    from flows.samples import draw
+
+    with _watching(load_settings(config)) as tools:
+        files = draw(tools, subject, prompt, count=count, seed=seed, out=out)
+    if as_json:
+        _print_json({"subject": subject, "files": [str(f) for f in files]})
+    else:
+        for file in files:
+            typer.echo(file)
+
+
+@app.command()
+def lineage(subject: Annotated[str, typer.Argument(help="A subject.")], as_json: Json = False, config: Config = None) -> None:
+    """Walk from the newest Release back to the photos and verify every digest against the Store."""
+    from likeness.lineage import walk
+    from tasks.runtime import Tools
+
+    chain = walk(Tools(load_settings(config)).store, subject).as_json()
+    if as_json:
+        _print_json(chain)
+    else:
+        table = Table("stage", "key", "digest", "verified")
+        for link in chain["chain"]:
+            table.add_row(link["stage"], link["key"][:12], link["digest"][:12], "yes" if link["verified"] else "[red]NO[/]")
+        Console().print(table)
+        Console().print(f"{len(chain['photos'])} photos; {'every digest holds' if chain['ok'] else 'A DIGEST DOES NOT HOLD'}")
+    raise typer.Exit(0 if chain["ok"] else 1)
+
+
+@app.command()
+def audit(photo: Annotated[str | None, typer.Option(help="sha256 of a photo, as stored or as given.")] = None,
+          base: Annotated[str | None, typer.Option(help="Digest of a base, or sha256 of one of its files.")] = None,
+          code: Annotated[str | None, typer.Option(help="A code version.")] = None, as_json: Json = False, config: Config = None) -> None:
+    """Which Releases does this photo, base or code version touch?"""
+    from likeness.lineage import audit as touch
+    from tasks.runtime import Tools
+
+    if sum(x is not None for x in (photo, base, code)) != 1:
+        raise RecipeError("name exactly one of --photo, --base, --code")
+    releases = [r.plain() for r in touch(Tools(load_settings(config)).store, photo=photo, base=base, code=code)]
+    if as_json:
+        _print_json({"releases": releases})
+    else:
+        for r in releases:
+            typer.echo(f"{r['model']} version {r['version']}  (subject {r['subject']})")
+        if not releases:
+            typer.echo("no Release is touched")
+
+
+@app.command()
+def doctor(as_json: Json = False, config: Config = None) -> None:
+    """Probe what a run needs: settings, store, base, faces, registry."""
+    from flows.doctor import probe
+
+    checks = probe(load_settings(config))
+    if as_json:
+        _print_json({"checks": [{"name": name, "ok": ok, "message": words} for name, ok, words in checks]})
+    else:
+        for name, ok, words in checks:
+            Console().print(f"{'[green]ok[/]   ' if ok else '[red]FAIL[/] '} {name}: {words}")
+    raise typer.Exit(0 if all(ok for _, ok, _ in checks) else 1)
+
+
+@app.command(name="show-config")
+def show_config(as_json: Json = False, config: Config = None) -> None:
+    """The settings in force, secrets masked, and where each comes from."""
+    rows = load_settings(config).explain()
+    if as_json:
+        _print_json({key: {"value": value, "source": source} for key, value, source in rows})
+    else:
+        for key, value, source in rows:
+            typer.echo(f"{key} = {value}   # {source}")
+
+
+@contextmanager
+def _watching(settings: Settings) -> Iterator[Any]:
+    """Tools whose progress is shown, in a process whose Prefect keeps to Likeness's own home."""
+    home = settings.home
+    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")    # 20 to 40 s on a busy machine
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from tasks import runtime
+
+    with _bars() as show:
+        tools = runtime.Tools(settings, watch=show)
+        runtime.configure(tools)
+        yield tools
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    with Progress(TextColumn("{task.description:>9}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(),
+                  TextColumn("{task.fields[words]}"), console=err, transient=False) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, words: str) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=max(1, total), words=words)
+            progress.update(bars[stage], completed=done, total=max(1, total), words=words)
+
+        yield show
+
+
+def _show_result(result: dict[str, Any]) -> None:
+    table = Table("score", "value", title=f"{result['subject']}: {result['verdict']}")
+    for name, value in result["scores"].items():
+        table.add_row(name.replace("_", " "), "not measured" if value is None else f"{value:.2f}")
+    console = Console()
+    console.print(table)
+    for reason in result["reasons"]:
+        console.print(f"  {reason['message']}")
+    if result["release"]:
+        console.print(f"registered as {result['release']['model']} version {result['release']['version']}")
+    console.print(f"report: {result['report']}", soft_wrap=True)
+
+
+def _print_json(document: Any) -> None:
+    json.dump(document, sys.stdout, indent=1, ensure_ascii=True)
+    sys.stdout.write("\n")
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except LikenessError as e:
+        err.print(f"[bold red]{e.code}[/]: {e.message}", highlight=False)
+        sys.exit(e.exit_code)
+    except Exception as e:
+        name = type(e).__name__
+        if name in ("UsageError", "BadParameter", "MissingParameter", "NoSuchOption", "NoArgsIsHelpError", "Abort"):
+            e.show() if hasattr(e, "show") else err.print(str(e))
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()
