@@ -1,0 +1,247 @@
+"""The report of one run: a single HTML file that needs nothing else, no script, no network. A pure function of a ReportView."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from likeness import gate
+from likeness.dossier import flatten
+from likeness.errors import RecipeError
+from likeness.gate import GatePolicy
+from likeness.recipe import Recipe
+from likeness.records import (
+    Adapter,
+    BaseRef,
+    Caption,
+    Measurements,
+    PhotoJudgement,
+    Portrait,
+    Release,
+    Sample,
+    SampleScore,
+    SetJudgement,
+    Subject,
+    Verdict,
+)
+
+STYLISED = "style"             # the gate does not ask for identity there
+
+
+@dataclass(frozen=True)
+class PhotoView:
+    """One file that was given; `thumbnail` is PNG, WebP or JPEG, None if it could not be decoded or is not shown."""
+
+    judgement: PhotoJudgement
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class PortraitView:
+    """One crop with its mask (same size, grey, 255 is face) and caption."""
+
+    portrait: Portrait
+    crop: bytes
+    mask: bytes | None = None
+    caption: Caption | None = None
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One sample and what was measured on it."""
+
+    sample: Sample
+    image: bytes
+    score: SampleScore | None = None
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """Everything the report shows; what a run did not reach stays empty, and its section says so or is left out.
+
+    Attributes:
+        lineage: the document of `likeness lineage --json`.
+        seconds: duration of each stage, in order.
+        reused: stages that were found published, not executed by this run.
+    """
+
+    subject: Subject
+    photos: tuple[PhotoView, ...] = ()
+    set_judgement: SetJudgement | None = None
+    portraits: tuple[PortraitView, ...] = ()
+    recipe: Recipe | None = None
+    base: BaseRef | None = None
+    adapter: Adapter | None = None
+    samples: tuple[SampleView, ...] = ()
+    measured: Measurements | None = None
+    policy: GatePolicy | None = None
+    verdict: Verdict | None = None
+    release: Release | None = None
+    lineage: Mapping[str, Any] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    reused: tuple[str, ...] = ()
+    code: str = ""
+
+
+HEADLINES = {
+    "accepted": ("Accepted", "The samples show this person, and the adapter may be used."),
+    "retry": ("Not yet", "This training did not pass. Another recipe may help, and the photos are good enough to try."),
+    "needs_photos": ("Other photos are needed", "With these photos no training can be judged, so none is accepted."),
+    "rejected": ("Rejected", "Nothing could be measured that would allow this adapter to be used."),
+    None: ("Not judged", "The run ended before there was anything to judge."),
+}
+SHARES = {
+    "identity_share": ("Recognisably this person", "min_identity_share", "at least"),
+    "one_face_share": ("Exactly one face", "min_face_share", "at least"),
+    "copy_share": ("Repeats of a training photo", "max_copy_share", "at most"),
+}
+WORDS = {"accept": "used", "normalise": "used after repair", "reject": "refused", "ignore": "ignored"}
+
+
+def render_report(view: ReportView) -> str:
+    """The whole HTML document.
+
+    Raises:
+        RecipeError: if a picture of the view is not PNG, WebP or JPEG.
+    """
+    title, lead = HEADLINES[view.verdict.kind if view.verdict else None]
+    return _template().render(
+        view=view, title=title, lead=lead, kind=view.verdict.kind if view.verdict else "none", words=WORDS,
+        used=[p for p in view.photos if p.judgement.verdict in ("accept", "normalise")],
+        refused=[p for p in view.photos if p.judgement.verdict not in ("accept", "normalise")],
+        groups=_by_prompt(view), scale=_scale(view), shares=_shares(view), curve=_curve(view.adapter.losses if view.adapter else ()),
+        timings=_timings(view), recipe=list(flatten(view.recipe.plain()).items()) if view.recipe else [])
+
+
+def data_uri(picture: bytes) -> str:
+    """`picture` as a data: URI, its type read from its first bytes.
+
+    Raises:
+        RecipeError: if it is not PNG, WebP or JPEG.
+    """
+    if picture.startswith(b"\x89PNG\r\n\x1a\n"):
+        media = "image/png"
+    elif picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+        media = "image/webp"
+    elif picture.startswith(b"\xff\xd8\xff"):
+        media = "image/jpeg"
+    else:
+        raise RecipeError(f"a picture of the report starts with {picture[:8]!r}, PNG, WebP or JPEG is needed")
+    return Markup(f"data:{media};base64,{base64.b64encode(picture).decode()}")     # base64 holds nothing that would need escaping
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    environment.filters |= {"data_uri": data_uri, "percent": _percent, "number": _number, "duration": _duration}
+    return environment.get_template("report.html.j2")
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value * 100:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.95:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 90 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+
+
+def _by_prompt(view: ReportView) -> list[dict[str, Any]]:
+    """Samples grouped by category and prompt, in the order of the battery, each with what was measured in plain words."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for item in view.samples:
+        groups.setdefault((item.sample.category, item.sample.prompt), []).append(
+            {"view": item, "notes": _notes(item.score, view), "passes": _passes(item.score, view),
+             "delivered": view.verdict is not None and item.sample.image.sha256 in view.verdict.delivered})
+    return [{"category": category, "prompt": prompt, "samples": samples} for (category, prompt), samples in groups.items()]
+
+
+def _passes(score: SampleScore | None, view: ReportView) -> bool | None:
+    """What the gate said of this sample alone; None if it was not asked."""
+    if score is None or view.policy is None or view.measured is None:
+        return None
+    alone = score.faces == 1 and not gate.is_copy(score, view.policy)
+    return alone and (score.category == STYLISED or gate.is_person(score, view.measured, view.policy))
+
+
+def _notes(score: SampleScore | None, view: ReportView) -> list[str]:
+    if score is None:
+        return ["not measured"]
+    notes = ["faces not measured" if score.faces is None else f"{score.faces} face{'' if score.faces == 1 else 's'}"]
+    notes.append("likeness not measured" if score.position is None else f"likeness {_percent(score.position)}")
+    if score.slots_asked:
+        notes.append(f"{score.slots_right} of {score.slots_asked} details of the prompt")
+    if view.policy is not None and gate.is_copy(score, view.policy):
+        notes.append("nearness to training photos not measured" if score.nearest_training is None else "repeats a training photo")
+    return notes + [finding.kind.replace("_", " ") for finding in score.findings]
+
+
+def _scale(view: ReportView) -> dict[str, Any] | None:
+    """Each sample as a dot between the impostors' floor (0) and the subject's own ceiling (1)."""
+    if view.measured is None:
+        return None
+    measured, dots = view.measured, []
+    for number, score in enumerate(view.measured.scores):
+        if score.position is not None:
+            dots.append({"x": 100 * score.position, "y": 34 + 9 * (number * 7 % 5 - 2), "stylised": score.category == STYLISED,
+                         "passes": _passes(score, view)})
+    needed = None
+    if view.policy is not None:
+        widening = view.policy.few_widening if measured.usable_portraits < view.policy.few_portraits else 0.0
+        by_distance = gate.position(min(view.policy.max_distance, measured.threshold), floor=measured.floor, ceiling=measured.ceiling)
+        needed = min(1.0, max(view.policy.min_position + widening, by_distance if by_distance is not None else 0.0))
+    median = (view.verdict.scores.get("identity_position") if view.verdict else None)
+    return {"dots": dots, "needed": needed, "median": median, "unmeasured": sum(s.position is None for s in measured.scores)}
+
+
+def _shares(view: ReportView) -> list[dict[str, Any]]:
+    """Shares of samples as bars, each with what the policy asks."""
+    if view.verdict is None:
+        return []
+    rows = []
+    for name, (label, threshold, direction) in SHARES.items():
+        if name in view.verdict.scores:
+            value = view.verdict.scores[name]
+            needed = getattr(view.policy, threshold) if view.policy is not None else None
+            good = None if value is None or needed is None else (value >= needed if direction == "at least" else value <= needed)
+            rows.append({"label": label, "value": value, "needed": needed, "direction": direction, "good": good})
+    return rows
+
+
+def _curve(losses: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
+    """The loss as points of a 100 x 100 box, y down, with a running mean that the eye can follow; None with fewer than two numbers."""
+    finite = [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    if len(finite) < 2:
+        return None
+    steps, values = [s for s, _ in finite], [v for _, v in finite]
+    low, high = min(values), max(values)
+    left, span = steps[0], max(steps[-1] - steps[0], 1)
+
+    def points(series: Sequence[float]) -> str:
+        return " ".join(f"{100 * (s - left) / span:.2f},{96 - 92 * (v - low) / ((high - low) or 1.0):.2f}" for s, v in zip(steps, series, strict=True))
+
+    smooth, mean = [], values[0]
+    for value in values:
+        mean += (value - mean) * min(1.0, 8 / len(values) + 0.1)
+        smooth.append(mean)
+    return {"raw": points(values), "smooth": points(smooth), "low": low, "high": high, "first": steps[0], "last": steps[-1], "final": values[-1]}
+
+
+def _timings(view: ReportView) -> list[dict[str, Any]]:
+    longest = max(view.seconds.values(), default=0.0) or 1.0
+    return [{"stage": stage, "seconds": s, "width": 100 * s / longest, "reused": stage in view.reused} for stage, s in view.seconds.items()]

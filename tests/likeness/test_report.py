@@ -1,0 +1,217 @@
+"""The report: one file that needs nothing else, whatever the words and pictures in it are."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from likeness.errors import RecipeError
+from likeness.gate import GatePolicy, judge
+from likeness.records import (
+    Caption,
+    Consent,
+    Measurements,
+    PhotoJudgement,
+    Reason,
+    Release,
+    Sample,
+    SampleScore,
+    SetJudgement,
+    Subject,
+    Verdict,
+)
+from likeness.report import PhotoView, PortraitView, ReportView, SampleView, data_uri, render_report
+from likeness.store import MemoryStore
+from tests.likeness.fabricated import BASE, World, build
+
+VOID = {"meta", "img", "br", "image", "use", "rect", "line", "circle", "polyline", "link", "input"}
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}</style>"
+
+
+def picture(path: Path | None, colour: int, *, side: int = 96, mode: str = "RGB") -> bytes:
+    image = Image.open(path).convert(mode) if path else Image.new(mode, (side, side), colour)
+    buffer = io.BytesIO()
+    image.resize((side, side)).save(buffer, "WEBP" if path else "PNG")
+    return buffer.getvalue()
+
+
+def scores(count: int, *, seed: int = 0) -> tuple[SampleScore, ...]:
+    draw = random.Random(seed)
+    return tuple(SampleScore(image=f"{i:064x}", category="style" if i % 4 == 3 else "place", faces=1 if i != 5 else 2, identity_distance=0.65 - 0.4 * x,
+                             position=x, nearest_training=0.2 if i != 2 else 0.01, slots_right=2, slots_asked=3)
+                 for i in range(count) for x in [round(0.55 + 0.4 * draw.random(), 3)])
+
+
+def whole_view(files: list[Path] | None = None, *, words: str = "a photo of sks woman smiling, in a park") -> ReportView:
+    """A run that reached everything; `files` are pictures to show, plain colours without."""
+    world: World = build(MemoryStore(), photos=5)
+
+    def shown(i: int, *, side: int = 96) -> bytes:
+        return picture(files[i % len(files)] if files else None, 40 * i, side=side)
+    made = scores(16)
+    measured = Measurements(backend="dlib", bank="a" * 64, threshold=0.45, ceiling=0.25, floor=0.65, usable_portraits=8, scores=made)
+    policy = GatePolicy()
+    prompts = [("place", "a photo of sks woman on a beach"), ("clothes", words), ("light", "a photo of sks woman, neon light"), ("style", "a painting of sks woman")]
+    judged = [PhotoJudgement(name=f"holiday/{i}.jpg", verdict="accept", reason=None, message="used") for i in range(5)]
+    judged += [PhotoJudgement(name="group.jpg", verdict="reject", reason="many_faces", message="4 faces were found: crop the picture to one person"),
+               PhotoJudgement(name=words, verdict="normalise", reason="rotated", message="turned upright as its orientation says"),
+               PhotoJudgement(name="notes.pdf", verdict="ignore", reason="no_picture", message="not a picture")]
+    mask = io.BytesIO()
+    radial = Image.radial_gradient("L").resize((96, 96)).point(lambda v: 255 if v < 110 else 0)
+    radial.save(mask, "PNG")
+    losses = tuple((5 * i, 0.18 + 0.25 / (1 + i) + 0.04 * random.Random(i).random()) for i in range(1, 41))
+    release = Release(subject="ada", model="likeness.ada", version=3, adapter=world.adapter.digest, verdict=world.verdict.digest)
+    return ReportView(
+        subject=Subject(id="ada", noun="woman", consent=Consent(source="operator")),
+        photos=tuple(PhotoView(j, None if j.verdict == "ignore" else shown(i)) for i, j in enumerate(judged)),
+        set_judgement=SetJudgement(verdict="ok", reason=None, message="Enough good photos.", advice=("Add one with another light.",)),
+        portraits=tuple(PortraitView(p, shown(i), mask.getvalue(), Caption(portrait=p.digest, text=words, source="sidecar"), held_out=i == 4)
+                        for i, p in enumerate((*world.training_set.portraits, *world.training_set.held_out))),
+        recipe=world.recipe, base=BASE, adapter=world.adapter.model_copy(update={"losses": losses}),
+        samples=tuple(SampleView(Sample(adapter=world.adapter.digest, prompt=prompts[i % 4][1], category=prompts[i % 4][0], seed=i // 4,
+                                        image=world.samples.samples[0].image.model_copy(update={"sha256": s.image})), shown(i + 3), s)
+                      for i, s in enumerate(made)),
+        measured=measured, policy=policy, verdict=judge(measured, policy), release=release, code="0.1.0+g" + "c" * 40, reused=("ingest",),
+        lineage={"ok": True, "chain": [{"stage": p.stage, "key": p.key, "digest": p.digest, "verified": True} for p in world.published.values()]},
+        seconds={"ingest": 0.4, "crop": 3.2, "caption": 1.1, "train": 71.0, "sample": 34.5, "judge": 5.5})
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text, and insists that every element is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def references(reader: Reader) -> Iterator[str]:
+    for _, attributes in reader.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "srcset", "action", "data", "poster", "xlink:href", "mask", "background"):
+                yield value or ""
+
+
+@pytest.mark.parametrize("words", ["a photo", HOSTILE], ids=["plain", "hostile"])
+def test_it_parses_and_refers_to_nothing_outside(words: str) -> None:
+    html = render_report(whole_view(words=words))
+    reader = read(html)
+    found = list(references(reader))
+    assert len(found) > 30
+    assert all(reference.startswith(("data:image/", "#", "url(#")) for reference in found)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "url(" not in re.sub(r'mask="url\(#mask\d+\)"', "", html)
+    assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "object", "embed", "form", "base"}
+
+
+def test_hostile_words_stay_words() -> None:
+    reader = read(render_report(whole_view(words=HOSTILE)))
+    assert reader.text.count(HOSTILE) >= 7          # five captions, a file name and a prompt, each as it was written
+    assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
+    assert sum(tag == "style" for tag, _ in reader.tags) == 1
+
+
+def test_every_reason_and_judgement_appears() -> None:
+    reasons = tuple(Reason(code=f"code_{i}", message=f"the test number {i} failed", value=0.1 * i, needed=0.5) for i in range(6))
+    view = whole_view()
+    assert view.verdict is not None
+    verdict = Verdict(**(dict(view.verdict) | {"kind": "retry", "reasons": reasons}))
+    reader = read(render_report(ReportView(**(vars(view) | {"verdict": verdict}))))
+    for reason in reasons:
+        assert reason.message in reader.text
+        assert reason.code in reader.text
+    for photo in view.photos:
+        assert photo.judgement.name in reader.text
+        if photo.judgement.verdict != "accept":
+            assert photo.judgement.message in reader.text
+            assert str(photo.judgement.reason) in reader.text
+
+
+def test_it_shows_numbers_prompts_lineage_and_recipe() -> None:
+    view = whole_view()
+    text = read(render_report(view)).text
+    assert view.verdict is not None
+    assert view.verdict.kind == "accepted"
+    for expected in ("Accepted", "likeness.ada version 3", "repeats a training photo", "2 faces", "held out", "71.0 s", "400 ms", "found published",
+                     "learning rate", "0.0015", "min snr", "Every link holds", "step 200", "Enough good photos.", "Add one with another light."):
+        assert expected in text, expected
+    assert "6 of 8 files are used" in text
+    assert all(link["key"][:12] in text for link in view.lineage["chain"]) if view.lineage else False
+
+
+def test_dots_lie_where_the_scores_are() -> None:
+    view = whole_view()
+    reader = read(render_report(view))
+    dots = sorted(float((a["cx"] or "").rstrip("%")) for tag, a in reader.tags if tag == "circle")
+    assert view.measured is not None
+    assert dots == pytest.approx(sorted(100 * s.position for s in view.measured.scores if s.position is not None), abs=0.01)
+    line = next(a for tag, a in reader.tags if tag == "line")
+    assert float((line["x1"] or "").rstrip("%")) == pytest.approx(50.0)      # threshold 0.45 between 0.65 and 0.25: above min_position 0.45
+
+
+def test_every_picture_has_a_text() -> None:
+    reader = read(render_report(whole_view()))
+    assert all(a.get("alt") for tag, a in reader.tags if tag == "img")
+    assert all(a.get("aria-label") or a.get("aria-hidden") == "true" for tag, a in reader.tags if tag == "svg")
+
+
+@pytest.mark.parametrize("stops_at", ["intake", "training", "unmeasured"])
+def test_a_run_that_stopped_early_has_a_report_too(stops_at: str) -> None:
+    full = vars(whole_view())
+    keep = {"intake": ["subject", "photos", "set_judgement"],
+            "training": ["subject", "photos", "portraits", "recipe", "adapter"],
+            "unmeasured": [name for name in full if name not in ("policy", "measured")]}[stops_at]
+    view = {name: full[name] for name in keep}
+    if stops_at == "unmeasured":
+        view["samples"] = tuple(SampleView(s.sample, s.image) for s in full["samples"])
+    text = read(render_report(ReportView(**view))).text
+    assert ("Not judged" in text) == (stops_at != "unmeasured")
+    assert ("not measured" in text) == (stops_at == "unmeasured")
+
+
+def test_it_is_a_pure_function() -> None:
+    assert render_report(whole_view()) == render_report(whole_view())
+
+
+def test_only_pictures_are_embedded() -> None:
+    with pytest.raises(RecipeError, match="PNG, WebP or JPEG is needed"):
+        data_uri(b"<svg onload=alert(1)>")
+
+
+def test_it_shows_rendered_people(rendered_users: Path) -> None:
+    files = sorted((rendered_users / "900000").glob("*.jpg"))
+    html = render_report(whole_view(files))
+    assert html.count("data:image/webp;base64,") >= 25
+    read(html)
