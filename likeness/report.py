@@ -148,7 +148,7 @@ def _template() -> Template:
 
 
 def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value * 100:.0f} %"
+    return "not measured" if value is None else f"{value * 100:.0f}\u00a0%"
 
 
 def _number(value: float | None) -> str:
@@ -185,7 +185,7 @@ def _notes(score: SampleScore | None, view: ReportView) -> list[str]:
     notes = ["faces not measured" if score.faces is None else f"{score.faces} face{'' if score.faces == 1 else 's'}"]
     notes.append("likeness not measured" if score.position is None else f"likeness {_percent(score.position)}")
     if score.slots_asked:
-        notes.append(f"{score.slots_right} of {score.slots_asked} details of the prompt")
+        notes.append(f"{score.slots_right} of {score.slots_asked} prompt details")
     if view.policy is not None and gate.is_copy(score, view.policy):
         notes.append("nearness to training photos not measured" if score.nearest_training is None else "repeats a training photo")
     return notes + [finding.kind.replace("_", " ") for finding in score.findings]
