@@ -72,7 +72,7 @@ def assemble_training_set(subject: str, portraits: StageRef, captions: StageRef)
     """Choose the witnesses and put the TrainingSet together."""
     tools = runtime()
     enrolled = tools.standing(subject).subject
-    held_out = tools.settings.intake_held_out
+    held_out = tools.settings.intake.held_out
     call = Call(stage="assemble", subject=subject, inputs=(portraits, captions), params={"held_out": held_out, "subject": enrolled.digest, "trigger": tools.base_trigger})
     return tools.once(call, lambda claim: assemble(tools.open(portraits, subject, PortraitSet), tools.open(captions, subject, CaptionSet), subject=enrolled.digest,
                                                    noun=enrolled.noun, trigger=tools.base_trigger, held_out=held_out), TrainingSet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from likeness.errors import ConsentMissing, InputError, IntegrityError, RecipeError, SubjectForgotten
+from likeness import digest
+from likeness.errors import ConsentMissing, InputError, IntegrityError, SubjectForgotten
 from likeness.once import Claim, once
 from likeness.records import BaseRef, Enrolment, Record
 from likeness.settings import Settings, load_settings
@@ -55,30 +57,35 @@ class Tools:
 
     @cached_property
     def store(self) -> Store:
-        if self.settings.store.kind != "local":
-            raise RecipeError(f"store.kind is {self.settings.store.kind!r}; this version opens 'local' stores only: set store.kind = \"local\"")
-        return LocalStore(self.settings.home / "store")
+        return LocalStore(self.settings.store.root or self.settings.home / "store")
 
     @cached_property
     def base_ref(self) -> BaseRef:
         from models.diffusion import bases
 
-        return bases.reference(self.settings.base.name, folder=self.settings.base.folder)
+        return bases.reference(self.settings.base, folder=self.settings.base_folder)
 
     @cached_property
     def base(self) -> Base:
         from models.diffusion import bases
 
-        base = bases.load(self.settings.base.name, folder=self.settings.base.folder)
+        base = bases.load(self.settings.base, folder=self.settings.base_folder)
         if base.ref != self.base_ref:
             raise IntegrityError(f"the files of base {base.ref.name!r} changed while this process ran: start it again")
         return base
 
     @cached_property
-    def faces(self) -> FaceTools:
-        from models.faces.tools import load_tools
+    def base_trigger(self) -> str:
+        """The word that stands for the subject."""
+        from models.diffusion import bases
 
-        return load_tools(self.settings)
+        return bases.CATALOGUE[self.base_ref.name].trigger
+
+    @cached_property
+    def faces(self) -> FaceTools:
+        from models.faces.tools import dlib_tools
+
+        return dlib_tools()
 
     @cached_property
     def slots(self) -> SlotReader:
@@ -86,6 +93,14 @@ class Tools:
         from models.diffusion.bases import MAQUETTE
 
         return SlotReader.load(MAQUETTE / "weights" / "clip")
+
+    @cached_property
+    def slots_digest(self) -> str:
+        """Digest of the captioner's network."""
+        from models.diffusion import bases
+
+        files = bases.reference("maquette").files
+        return digest.of_json({name: sha for name, sha in files.items() if name.startswith("clip/")})
 
     @cached_property
     def bank(self) -> Bank:
@@ -105,7 +120,8 @@ class Tools:
 
         registry = self.settings.registry
         home = self.settings.home
-        return Registry(registry.tracking_uri or f"sqlite:///{home / 'mlflow.db'}", registry.artifact_root or home / "mlflow-artifacts")
+        address = registry.tracking_uri.get_secret_value() if registry.tracking_uri else f"sqlite:///{home / 'mlflow.db'}"
+        return Registry(address, registry.artifact_root or home / "mlflow-artifacts")
 
     def once(self, call: Call, make: Callable[[Claim], R], output: type[R]) -> Outcome:
         """The published output of `call`, made now if it is not there; refuses subjects without standing."""
@@ -148,8 +164,6 @@ class Tools:
         Raises:
             IntegrityError: it is gone, or not what its digest says.
         """
-        import json
-
         data = self.store.get(f"subjects/{subject}/stages/{ref.stage}/{ref.key}.json")
         if data is None:
             raise IntegrityError(f"the record of {ref.stage} is gone from the store: run the same command again to make it anew")

@@ -15,6 +15,7 @@ class IntakePolicy(Record):
 
     # -- the set
     min_photos: int = Field(5, ge=1, le=1000, description="distinct usable photos of one person")
+    held_out: int = Field(2, ge=1, le=3, description="witnesses: portraits that are never trained on, so that the gate has somebody to ask")
     max_photos: int = Field(200, ge=1, le=100_000, description="files looked at; the rest is refused by name")
 
     # -- the file

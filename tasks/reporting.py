@@ -1,0 +1,90 @@
+"""The report of a run: one self-contained HTML file, also kept in the Store under the subject."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from likeness.lineage import walk
+from likeness.recipe import Recipe
+from likeness.records import Adapter, CaptionSet, Intake, Portrait, PortraitSet, Release, SampleSet, Verdict
+from likeness.report import PhotoView, PortraitView, ReportView, SampleView, render_report
+from likeness.stages import StageRef
+from likeness.version import code_version
+from tasks import pictures
+from tasks.judging import Judgement
+from tasks.runtime import Tools, runtime
+
+THUMBNAIL_PX = 160
+
+
+@dataclass(frozen=True)
+class Report:
+    """The document and where it was written."""
+
+    html: str
+    path: Path
+
+
+def write_report(subject: str, refs: dict[str, StageRef], recipe: Recipe, seconds: dict[str, float], release: Release | None, *,
+                 verdict: Verdict | None = None) -> Report:
+    """Write what is known so far below the home folder, replacing the subject's last report."""
+    tools = runtime()
+    html = render_report(_view(tools, subject, refs, recipe, seconds, release, verdict))
+    path = tools.settings.home / "reports" / f"{subject}.html"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(html, encoding="utf-8")
+    part.replace(path)
+    return Report(html, path)
+
+
+def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe, seconds: dict[str, float], release: Release | None, verdict: Verdict | None) -> ReportView:
+    store = tools.store
+    intake = tools.open(refs["ingest"], subject, Intake)
+    used = iter(intake.photos)
+    photos = []
+    for judgement in intake.judgements:
+        kept = judgement.verdict in ("accept", "normalise") and intake.photos
+        photo = next(used, None) if kept else None
+        photos.append(PhotoView(judgement, _small(pictures.get(store, photo.blob)) if photo else None))
+    portraits: list[PortraitView] = []
+    if "caption" in refs:
+        held = _held_out(tools, subject, refs)
+        both = zip(tools.open(refs["crop"], subject, PortraitSet).portraits, tools.open(refs["caption"], subject, CaptionSet).captions, strict=True)
+        portraits = [PortraitView(p, _webp(pictures.get(store, p.crop)), _webp(pictures.get(store, p.mask)), caption=c, held_out=p.digest in held) for p, c in both]
+    samples: list[SampleView] = []
+    judgement_ = tools.open(refs["judge"], subject, Judgement) if "judge" in refs else None
+    if "sample" in refs:
+        scores = {s.image: s for s in judgement_.measured.scores} if judgement_ else {}
+        samples = [SampleView(s, _webp(pictures.get(store, s.image)), score=scores.get(s.image.sha256)) for s in tools.open(refs["sample"], subject, SampleSet).samples]
+    return ReportView(
+        subject=tools.standing(subject).subject, photos=tuple(photos), set_judgement=intake.set, portraits=tuple(portraits), recipe=recipe, base=tools.base_ref,
+        adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), measured=judgement_.measured if judgement_ else None,
+        policy=tools.settings.gate, verdict=judgement_.verdict if judgement_ else verdict, release=release,
+        lineage=walk(store, subject, release).as_json(), seconds=seconds, code=code_version())
+
+
+def _held_out(tools: Tools, subject: str, refs: dict[str, StageRef]) -> set[str]:
+    from likeness.records import TrainingSet
+
+    witnesses: tuple[Portrait, ...] = tools.open(refs["assemble"], subject, TrainingSet).held_out if "assemble" in refs else ()
+    return {p.digest for p in witnesses}
+
+
+def _small(pixels: NDArray[np.uint8]) -> bytes:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    return _webp(np.asarray(picture))
+
+
+def _webp(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=82)
+    return buffer.getvalue()
