@@ -59,6 +59,8 @@ class Registry:
             raise BadSettings("registry: the SQLite address is relative to the current folder, needed are four slashes: sqlite:////absolute/path")
         if scheme not in ("http", "https") and artifact_root is None:
             raise BadSettings("registry: a database holds no artifacts, an artifact root is needed beside it (a folder or an s3:// address)")
+        if isinstance(artifact_root, str) and "://" not in artifact_root and not artifact_root.startswith("mlflow-artifacts:"):
+            artifact_root = Path(artifact_root)
         if isinstance(artifact_root, Path) and not artifact_root.is_absolute():
             raise BadSettings("registry: the artifact root is relative to the current folder, an absolute path is needed")
         self.tracking_uri = tracking_uri

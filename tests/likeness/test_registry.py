@@ -245,7 +245,8 @@ def test_what_does_not_belong_together_is_not_registered(registry: Registry, wor
 
 @pytest.mark.parametrize(("uri", "artifacts"), [
     ("sqlite:///mlflow.db", "s3://bucket"), ("sqlite:////x/mlflow.db", None), ("mlruns", "s3://bucket"), ("sqlite:////x/mlflow.db", Path("here")),
-], ids=["relative database", "no artifact root", "a folder", "relative artifacts"])
+    ("sqlite:////x/mlflow.db", "here"),
+], ids=["relative database", "no artifact root", "a folder", "relative artifacts", "relative artifacts in words"])
 def test_the_current_folder_is_never_used(uri: str, artifacts: Path | str | None) -> None:
     with pytest.raises(BadSettings, match="registry"):
         Registry(uri, artifacts)
