@@ -198,8 +198,9 @@ def decode(data: bytes, options: dict[str, Any]) -> tuple[dict[str, Any], bytes]
         check_webp(data, options)
     picture = open_picture(data, kind)
     check_size(*picture.size, options)
-    if kind in FRAME_FORMATS and getattr(picture, "n_frames", 1) > 1:
-        raise Refused("animated", f"{picture.n_frames} pictures in one file: save the one you mean as a photo of its own")
+    frames = int(getattr(picture, "n_frames", 1))
+    if kind in FRAME_FORMATS and frames > 1:
+        raise Refused("animated", f"{frames} pictures in one file: save the one you mean as a photo of its own")
     if kind == "JPEG":
         check_scan(data)
     declared, icc, changes = picture.size, picture.info.get("icc_profile"), [] if kind == "JPEG" else [f"format {kind}"]

@@ -33,15 +33,18 @@ class IntakePolicy(Record):
 
     # -- the picture
     min_side_px: int = Field(256, ge=1, description="short side")
-    min_face_px: float = Field(96.0, ge=1, description="height of the face, brow to chin, about 2.3 eye distances")
+    min_face_px: float = Field(80.0, ge=1, description="height of the face, brow to chin, about 2.3 eye distances")
     min_luma: float = Field(40.0, ge=0, le=255, description="mean luma of the face; below is too_dark")
     max_luma: float = Field(235.0, ge=0, le=255, description="mean luma of the face; above is too_bright")
     min_contrast: float = Field(12.0, ge=0, le=127, description="standard deviation of luma on the face")
     min_sharpness: float = Field(12.0, ge=0, description="variance of the Laplacian on a 128 px face crop: see models.faces.measure")
     dominant_face: float = Field(2.0, ge=1, description="a bystander is tolerated if his face height is at most 1 / this of the main one")
 
-    # -- the person, in the recogniser's own metric as a share of its same-person threshold
-    near_duplicate_bits: int = Field(6, ge=0, le=32, description="Hamming distance of two 64-bit perceptual hashes of the picture")
-    near_duplicate_distance: float = Field(0.35, gt=0, le=1, description="face distance / threshold below which a look-alike crop is a copy")
-    stranger_distance: float = Field(1.0, gt=0, description="face distance to the person's centre / threshold above which it is somebody else")
-    majority: float = Field(0.6, gt=0.5, le=1, description="share of the faces that must be one person")
+    # -- the person, as shares of the recogniser's own distance at which two photos still show one person
+    near_duplicate_bits: int = Field(6, ge=0, le=32, description="Hamming distance of two 64-bit perceptual hashes of the picture, mirrored or not")
+    near_duplicate_likeness: float = Field(0.91, ge=0, le=1, description="correlation of two aligned faces, mirrored or not: copies 0.93 and more, "
+                                           "different shots of one person at most 0.88 (1,600 pairs)")
+    near_duplicate_distance: float = Field(0.42, gt=0, le=1, description="two copies of a shot are never further apart than this")
+    stranger_distance: float = Field(0.75, gt=0, description="distance to the person's centre above which it is somebody else: of 1 to 4 strangers among 12 "
+                                     "photos of rendered people 98.7 % are found, 0.4 % of the good photos are refused; at 1.0 only 47 % are found")
+    majority: float = Field(0.6, gt=0.5, le=1, description="share of the shots that must be one person")

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from likeness.errors import InputError
 from likeness.intake.decode import Decoded, Decoder
 from likeness.intake.policy import IntakePolicy
 from likeness.intake.reasons import Refusal
+from likeness.intake.sets import Look, advise, find_person, judge_set
 from likeness.records import PhotoJudgement, SetJudgement
 from models.faces import align
 from models.faces.tools import Face, FaceTools
 
 LITTER = {"thumbs.db", "desktop.ini", ".ds_store"}
 NO_PHOTOS = {".txt", ".json", ".xml", ".xmp", ".aae", ".md", ".csv", ".ini", ".db", ".log"}
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,21 @@ class AcceptedPhoto:
     face: Face
     embedding: NDArray[np.float32]
     sharpness: float
-    shape_hash: Any
+    shape_hash: Any                # perceptual hash of the picture, and of its mirror image
+    mirror_hash: Any
+    look: NDArray[np.float64]      # (64, 64) grey of the aligned face, zero mean, unit length
+    luma: float                    # mean of the face, 0..255
+    colourful: bool
     sidecar: str | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inspection:
     """Every file with its verdict, the set's verdict, and the photos that are used."""
 
-    judgements: list[PhotoJudgement] = field(default_factory=list)
-    set: SetJudgement = SetJudgement(verdict="reject", reason="no_usable_photo", message="no photo was looked at")
-    accepted: list[AcceptedPhoto] = field(default_factory=list)
+    judgements: list[PhotoJudgement]
+    set: SetJudgement
+    accepted: list[AcceptedPhoto]
 
     def as_json(self) -> dict[str, Any]:
         """The document of `likeness inspect --json`."""
@@ -57,13 +63,13 @@ class Inspection:
 
 
 def walk(source: Path) -> Iterator[tuple[str, str]]:
-    """(printable name, path) of everything below a folder that is not a folder, in a stable order; links are named, never followed."""
+    """(printable name, path) of all files below a folder, in a stable order, and of folders that are named like photos; links are named, never followed."""
     if not source.is_dir():
         raise InputError("the source of photos is not a folder: name a folder that holds photos of one person")
     for folder, folders, files in os.walk(source, followlinks=False):
         folders.sort()
-        links = [f for f in folders if os.path.islink(os.path.join(folder, f))]
-        for name in sorted([*files, *links]):
+        odd = [f for f in folders if os.path.islink(os.path.join(folder, f)) or os.path.splitext(f)[1].lower() in PHOTO_ENDINGS]
+        for name in sorted([*files, *odd]):
             path = os.path.join(folder, name)
             relative = os.path.relpath(path, source).replace(os.sep, "/")
             yield os.fsencode(relative).decode("utf-8", "backslashreplace"), path
@@ -73,6 +79,8 @@ def read_file(path: str, policy: IntakePolicy) -> bytes | Refusal:
     """The bytes of a regular file within the size limit, opened so that neither a link nor a pipe can catch us."""
     try:
         before = os.lstat(path)
+        if stat.S_ISREG(before.st_mode) and not before.st_mode & 0o444:      # root may read it all the same: its owner meant nobody to
+            return Refusal("unreadable", "the file may not be read: check its permissions")
         if not stat.S_ISREG(before.st_mode):
             return Refusal("not_a_regular_file", "this is no ordinary file: copy the photo itself into the folder")
         if before.st_size > policy.max_file_bytes:
@@ -112,24 +120,46 @@ def inspect_photos(source: Path, *, tools: FaceTools, policy: IntakePolicy, prog
                                   PhotoJudgement(name=name, verdict="ignore", reason="not_a_photo", message="not a photo: not counted"))
             if progress is not None:
                 progress(number + 1, len(files))
-    candidates, copies = _without_near_duplicates(candidates, tools, policy)
-    kept, strangers, judged = _one_person(candidates, len(copies), tools, policy)
-    for photo, refusal in [*copies, *strangers]:
-        verdicts[photo.name] = _refused(photo.name, refusal)
-    for photo in kept:
-        verdicts[photo.name] = PhotoJudgement(name=photo.name, verdict="normalise" if photo.changes else "accept", reason=None,
-                                              message=f"used after conversion: {', '.join(photo.changes)}" if photo.changes else "used as it is")
+    kept, judged = _judge_people(candidates, verdicts, tools, policy)
     return Inspection([verdicts[name] for name, _ in files], judged, kept)
 
 
+def _judge_people(candidates: list[AcceptedPhoto], verdicts: dict[str, PhotoJudgement], tools: FaceTools,
+                  policy: IntakePolicy) -> tuple[list[AcceptedPhoto], SetJudgement]:
+    """Add the verdicts that need the whole set; give the photos that are used."""
+    copies = _find_copies(candidates, tools, policy)
+    shots = {p.name: n for n, p in enumerate(p for p in candidates if p.name not in copies)}
+    shots.update({name: shots[twin.name] for name, twin in copies.items()})
+    limit = policy.stranger_distance * tools.same_person_distance
+    people = find_person(np.stack([p.embedding for p in candidates]), [shots[p.name] for p in candidates], limit=limit,
+                         majority=policy.majority) if candidates else None
+    mine = people.mine.tolist() if people is not None else []
+    kept, strangers, repeats = [], 0, sum(v.reason == "duplicate" for v in verdicts.values())
+    for photo, own in zip(candidates, mine, strict=True):
+        if not own:
+            strangers += 1
+            verdicts[photo.name] = _refused(photo.name, Refusal("identity_mismatch", "this looks like somebody else than on most photos: take it out"))
+        elif photo.name in copies:
+            repeats += 1
+            verdicts[photo.name] = _refused(photo.name, Refusal("near_duplicate", f"the same shot as {copies[photo.name].name}, which is larger or sharper"))
+        else:
+            kept.append(photo)
+            verdicts[photo.name] = PhotoJudgement(name=photo.name, verdict="normalise" if photo.changes else "accept", reason=None,
+                                                  message=f"used after conversion: {', '.join(photo.changes)}" if photo.changes else "used as it is")
+    judged = judge_set(distinct=len(kept), copies=repeats, strangers=strangers, people=people, policy=policy, advice=advise([_look(p) for p in kept]))
+    return kept, judged
+
+
 def _refused(name: str, refusal: Refusal) -> PhotoJudgement:
-    return PhotoJudgement(name=name, verdict="reject", reason=refusal.reason, message=refusal.message)
+    return PhotoJudgement(name=name, verdict="ignore" if refusal.ignored else "reject", reason=refusal.reason, message=refusal.message)
 
 
 def _judge_file(name: str, path: str, decoder: Decoder, tools: FaceTools, policy: IntakePolicy, seen: dict[str, str]) -> AcceptedPhoto | Refusal | None:
     base = name.rsplit("/", 1)[-1].lower()
     if base in LITTER or base.startswith("._") or "__macosx/" in name.lower() or os.path.splitext(base)[1] in NO_PHOTOS:
         return None
+    if os.path.isdir(path) and not os.path.islink(path):
+        return Refusal("not_a_regular_file", "a folder named like a photo: not counted, what lies in it is judged", ignored=True)
     data = read_file(path, policy)
     if isinstance(data, Refusal):
         return data
@@ -178,43 +208,40 @@ def _judge_face(name: str, path: str, sha: str, decoded: Decoded, tools: FaceToo
     words = Path(path).with_suffix(".txt")
     text = read_file(str(words), policy) if words.is_file() else None
     sidecar = text.decode("utf-8", "replace").strip()[:2000] if isinstance(text, bytes) and text.strip() else None
+    grey = cv2.cvtColor(align.crop(pixels, align.fit(face.points), side_px=64), cv2.COLOR_RGB2GRAY).astype(np.float64)
+    grey -= grey.mean()
+    picture = Image.fromarray(pixels)
     return AcceptedPhoto(name, sha, pixels, decoded.changes, face, tools.embed_faces(pixels, [face])[0], sharpness,
-                         imagehash.phash(Image.fromarray(pixels)), sidecar)
+                         imagehash.phash(picture), imagehash.phash(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), grey / max(float(np.linalg.norm(grey)), 1e-9),
+                         float(inner.mean()), bool(np.ptp(crop.astype(np.int16), axis=2).mean() > 4), sidecar)
 
 
-def _without_near_duplicates(photos: list[AcceptedPhoto], tools: FaceTools, policy: IntakePolicy) -> tuple[list[AcceptedPhoto], list[tuple[AcceptedPhoto, Refusal]]]:
-    """Keep the sharpest of each group of look-alikes: alike as a picture, and the same face in it."""
+def _find_copies(photos: list[AcceptedPhoto], tools: FaceTools, policy: IntakePolicy) -> dict[str, AcceptedPhoto]:
+    """For each photo that repeats another shot, the one that is kept: the largest, then the sharpest."""
     kept: list[AcceptedPhoto] = []
-    copies = []
+    copies: dict[str, AcceptedPhoto] = {}
     for photo in sorted(photos, key=lambda p: (-p.pixels.shape[0] * p.pixels.shape[1], -p.sharpness, p.name)):
-        twin = next((k for k in kept if k.shape_hash - photo.shape_hash <= policy.near_duplicate_bits
-                     and np.linalg.norm(k.embedding - photo.embedding) < policy.near_duplicate_distance * tools.same_person_distance), None)
+        twin = next((k for k in kept if _same_shot(k, photo, tools, policy)), None)
         if twin is None:
             kept.append(photo)
         else:
-            copies.append((photo, Refusal("near_duplicate", f"nearly the same picture as {twin.name}, which is larger or sharper")))
-    return sorted(kept, key=lambda p: p.name), copies
+            copies[photo.name] = twin
+    return copies
 
 
-def _one_person(photos: list[AcceptedPhoto], copies: int, tools: FaceTools,
-                policy: IntakePolicy) -> tuple[list[AcceptedPhoto], list[tuple[AcceptedPhoto, Refusal]], SetJudgement]:
-    """Find the person on most photos; the others are strangers."""
-    if not photos:
-        return [], [], SetJudgement(verdict="reject", reason="no_usable_photo", message="not one photo can be used: see why beside each")
-    vectors = np.stack([p.embedding for p in photos])
-    limit = policy.stranger_distance * tools.same_person_distance
-    near = np.linalg.norm(vectors[:, None] - vectors[None], axis=2) <= limit
-    core = near[int(near.sum(1).argmax())]
-    centre = vectors[core].mean(0)
-    mine = np.linalg.norm(vectors - centre, axis=1) <= limit
-    if mine.mean() < policy.majority:
-        return [], [(p, Refusal("identity_mismatch", "no person is on most of the photos")) for p in photos], SetJudgement(
-            verdict="reject", reason="ambiguous_identity", message=f"the largest group of one person is {int(mine.sum())} of {len(photos)} photos: sort the photos by person")
-    kept = [p for p, m in zip(photos, mine, strict=True) if m]
-    strangers = [(p, Refusal("identity_mismatch", "this looks like somebody else than on the other photos")) for p, m in zip(photos, mine, strict=True) if not m]
-    if len(kept) < policy.min_photos:
-        reason = "too_few_distinct_photos" if len(kept) + copies >= policy.min_photos else "too_few_photos"
-        return kept, strangers, SetJudgement(verdict="reject", reason=reason, message=f"{len(kept)} usable photos of one person, {policy.min_photos} are needed",
-                                             advice=(f"add {policy.min_photos - len(kept)} more, taken at other times and places",))
-    advice = () if len(kept) >= 8 else (f"{len(kept)} photos are enough to begin; eight or more, in different light and clothes, give a better likeness",)
-    return kept, strangers, SetJudgement(verdict="ok", reason=None, message=f"{len(kept)} photos of one person", advice=advice)
+def _same_shot(a: AcceptedPhoto, b: AcceptedPhoto, tools: FaceTools, policy: IntakePolicy) -> bool:
+    """Alike as a picture, or as an aligned face (which a crop leaves alone), mirrored or not; and never two people."""
+    if np.linalg.norm(a.embedding - b.embedding) > policy.near_duplicate_distance * tools.same_person_distance:
+        return False
+    if any(a.shape_hash - h <= policy.near_duplicate_bits for h in (b.shape_hash, b.mirror_hash)):
+        return True
+    return bool(max((a.look * b.look).sum(), (a.look * b.look[:, ::-1]).sum()) >= policy.near_duplicate_likeness)
+
+
+def _look(photo: AcceptedPhoto) -> Look:
+    """What this photo adds to the set."""
+    face = align.fit(photo.face.points)
+    eyes, nose = photo.face.points[:4].mean(0), photo.face.points[4]
+    along = np.array([np.cos(np.radians(face.roll_deg)), np.sin(np.radians(face.roll_deg))])
+    return Look(turn=float((nose - eyes) @ along / face.eye_distance_px), face_rel=photo.face.height_px / photo.pixels.shape[0],
+                luma=photo.luma, colourful=photo.colourful)
