@@ -38,14 +38,16 @@ STAGES: Mapping[StageName, int] = {
 
 # The source files whose change may change a stage's output, relative to the repository.
 SOURCES: Mapping[StageName, tuple[str, ...]] = {
-    "ingest": (),
-    "crop": ("models/faces/align.py",),
-    "caption": ("models/maquette/vocabulary.py",),
-    "assemble": (),
-    "train": (),
-    "sample": (),
-    "judge": (),
-    "register": (),
+    "ingest": ("tasks/ingesting.py", "models/faces/photos.py", "models/faces/tools.py", "models/faces/align.py", "likeness/intake/decode.py",
+               "likeness/intake/decoder_child.py", "likeness/intake/reasons.py"),
+    "crop": ("tasks/preparing.py", "tasks/pictures.py", "models/faces/tools.py", "models/faces/align.py"),
+    "caption": ("tasks/preparing.py", "models/captions/slots.py", "models/maquette/vocabulary.py"),
+    "assemble": ("tasks/preparing.py",),
+    "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/checkpoint.py", "models/diffusion/dreambooth_lora.py",
+              "models/diffusion/lora.py", "models/diffusion/loop.py", "models/diffusion/objective.py"),
+    "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/lora.py", "models/diffusion/sampler.py"),
+    "judge": ("tasks/judging.py", "models/quality/measure.py", "models/faces/tools.py", "models/faces/align.py", "likeness/gate.py"),
+    "register": ("tasks/registering.py", "likeness/registry.py", "likeness/dossier.py"),
 }
 
 ROOT = Path(__file__).resolve().parents[1]
