@@ -83,7 +83,9 @@ def test_every_colour_mode(decoder: Decoder, mode: str) -> None:
     if mode == "I;16":
         image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     elif mode == "LAB":
-        image = ImageCms.profileToProfile(picture(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+        converted = ImageCms.profileToProfile(picture(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+        assert converted is not None
+        image = converted
     else:
         image = picture().convert(mode)
     data = encoded(image, "TIFF" if mode in ("F", "LAB", "CMYK", "YCbCr") else "PNG")
