@@ -12,13 +12,15 @@ import difflib
 import json
 import os
 import re
+import string
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, available_timezones
+from typing import Any, Literal, Self, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 
 from likeness.errors import BadSettings
 from likeness.gate import GatePolicy
@@ -30,6 +32,9 @@ from likeness.records import BatteryPrompt, Record
 SHIPPED = Path(__file__).with_name("likeness.toml")
 PREFIX = "LIKENESS_"
 NOT_SETTINGS = {"LIKENESS_CONFIG", "LIKENESS_REQUIRE_ALL"}
+# Kubernetes sets these in every pod beside a Service named "likeness" or "likeness-...": nobody chose them.
+_KUBERNETES = re.compile(r"LIKENESS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+CATEGORIES = ("plain", "expression", "clothes", "place", "style", "accessories")
 
 
 class Battery(Record):
@@ -37,7 +42,23 @@ class Battery(Record):
 
     name: str
     seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt")
-    prompts: tuple[BatteryPrompt, ...] = Field(min_length=1)
+    prompts: tuple[BatteryPrompt, ...]
+
+    @field_validator("prompts")
+    @classmethod
+    def _usable(cls, prompts: tuple[BatteryPrompt, ...]) -> tuple[BatteryPrompt, ...]:
+        if not prompts:
+            raise ValueError("at least one prompt")
+        for prompt in prompts:
+            if prompt.category not in CATEGORIES:
+                raise ValueError(f"categories {', '.join(CATEGORIES)}; {prompt.category!r} is none")
+            try:
+                names = [name for _, name, form, conversion in string.Formatter().parse(prompt.template) if name is not None or form or conversion]
+            except ValueError:
+                names = []
+            if names != ["who"] or "{who}" not in prompt.template:
+                raise ValueError(f"templates with {{who}} once and no other braces; {prompt.template!r} is none")
+        return prompts
 
 
 class Sampling(Record):
@@ -69,6 +90,11 @@ class LocalStoreSettings(Section):
     kind: Literal["local"] = "local"
     root: Path | None = Field(None, description="absolute; default: store/ below home")
 
+    @field_validator("root")
+    @classmethod
+    def _anywhere(cls, value: Path | None) -> Path | None:
+        return value if value is None else _absolute(value)
+
 
 class RegistrySettings(Section):
     """Where MLflow is."""
@@ -80,15 +106,16 @@ class RegistrySettings(Section):
 class Schedule(Section):
     """When the night begins."""
 
-    cron: str = Field("0 2 * * *", pattern=r"^\S+(\s+\S+){4}$")
+    cron: str = Field("0 2 * * *", pattern=r"^[\dA-Za-z*/,\-]+( +[\dA-Za-z*/,\-]+){4}$")
     timezone: str = "UTC"
 
     @field_validator("timezone")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError("an IANA time zone is needed, for example Europe/Zurich")
-        ZoneInfo(value)
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("an IANA time zone, for example Europe/Zurich") from None
         return value
 
 
@@ -110,55 +137,97 @@ class Settings(Section):
     schedule: Schedule = Schedule()
     sampling: Sampling = Sampling()
 
-    sources: Annotated[Mapping[str, str], Field(exclude=True, repr=False)] = {}
+    _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
-    @field_validator("home")
+    @field_validator("home", "base_folder")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        if not value.is_absolute():
-            raise ValueError("an absolute path is needed")
-        return value
+    def _anywhere(cls, value: Path | None) -> Path | None:
+        return value if value is None else _absolute(value)
+
+    @model_validator(mode="after")
+    def _one_base(self) -> Self:
+        for recipe in (self.recipe, *self.ladder):
+            if recipe.base != self.base:
+                raise ValueError(f"one base for all; base is {self.base!r}, a recipe says {recipe.base!r}: name it once, as `base`")
+        return self
 
     def explain(self) -> list[tuple[str, str, str]]:
-        """(key, value, source) of every setting, secrets masked."""
-        return [(key, json.dumps(value), self.sources.get(key, "default in code")) for key, value in sorted(_flat(self.model_dump(mode="json")).items())]
+        """(key, value as JSON, source) of every setting, secrets masked."""
+        values = _flat(self.model_dump(mode="json"))
+        return [(key, _masked(json.dumps(value)), _source(key, self._sources) or "default in code") for key, value in sorted(values.items())]
 
 
 def default_home() -> Path:
-    """The user's data directory of this platform."""
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "likeness"
+    """The user's data directory on this platform; nothing is created."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "likeness"
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "share") / "likeness"      # XDG: relative ones are to be ignored
 
 
 def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Read and check all settings.
+    """Read and check all settings. An empty environment variable counts as not set.
 
     Args:
         config: a file instead of ./likeness.toml; None looks at LIKENESS_CONFIG, then at the current folder.
-        overrides: dotted keys to values, from flags: {"sampling.steps": 30}.
+        overrides: dotted keys to values, from flags: {"sampling.steps": 30}; None counts as not given.
 
     Raises:
-        BadSettings: naming every problem.
+        BadSettings: naming every problem, one line each.
     """
     named = config or (Path(os.environ["LIKENESS_CONFIG"]) if os.environ.get("LIKENESS_CONFIG") else None)
-    own = named or Path("likeness.toml")
     if named is not None and not named.is_file():
-        raise BadSettings("the settings file that was named is not there: check --config or LIKENESS_CONFIG")
-    merged: dict[str, Any] = {"home": str(default_home())}
-    sources = {"home": "default"}
-    _merge(merged, _toml(SHIPPED), sources, "shipped likeness.toml")
+        raise BadSettings(f"the settings file {named.name!r} is not there: check --config or LIKENESS_CONFIG")
+    own = named or Path("likeness.toml")
+    environment = {name: text for name, text in sorted(os.environ.items())
+                   if name.startswith(PREFIX) and text and name not in NOT_SETTINGS and not _KUBERNETES.fullmatch(name)}
+    sources: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    layers: list[tuple[str, Mapping[str, Any]]] = [("default", {"home": str(default_home())}), ("shipped likeness.toml", _toml(SHIPPED))]
     if own.is_file() and own.resolve() != SHIPPED.resolve():
-        _merge(merged, _toml(own), sources, own.name)
-    for name, text in sorted(os.environ.items()):
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS:
-            _merge(merged, _nested(name.removeprefix(PREFIX).lower().split("__"), _value(text)), sources, f"environment {name}")
-    for key, value in (overrides or {}).items():
-        _merge(merged, _nested(key.split("."), value), sources, "flag")
+        layers.append((own.name, _toml(own)))
+    layers += [(f"environment {name}", _nested(_keys_of(name), _value(text))) for name, text in environment.items()]
+    layers += [("flag", _nested(key.split("."), value)) for key, value in (overrides or {}).items() if value is not None]
+    for source, layer in layers:
+        _merge(merged, layer, sources, source)
+    errors = _errors(merged)
+    # LIKENESS_BASE=123 looks like a number and is a name: what should have been a string is taken as it was written.
+    wanted = {_place(e, merged) for e in errors if e["type"] in ("string_type", "path_type")}
+    texts = [(_keys_of(name), text) for name, text in environment.items() if ".".join(_keys_of(name)) in wanted]
+    for keys, text in texts:
+        _merge(merged, _nested(keys, text), sources, _source(".".join(keys), sources) or "environment")
+    if texts:
+        errors = _errors(merged)
+    if errors:
+        raise BadSettings("settings:\n" + "\n".join(f"  {_problem(e, merged, sources)}" for e in errors))
+    settings = _read(merged)
+    settings._sources = sources
+    return settings
+
+
+def _read(merged: Mapping[str, Any]) -> Settings:
+    filled = json.loads(json.dumps(merged, default=str))
+    base, ladder = filled["base"], filled.get("ladder")
+    for recipe in (filled.get("recipe"), *(ladder if isinstance(ladder, list) else ())):
+        if isinstance(recipe, dict) and isinstance(base, str):
+            recipe.setdefault("base", base)      # a recipe that names no base is for the one base there is
+    # As JSON, because records are strict and TOML's arrays are lists where tuples are meant
+    return Settings.model_validate_json(json.dumps(filled))
+
+
+def _errors(merged: Mapping[str, Any]) -> list[Any]:
     try:
-        # JSON, because records are strict and TOML's arrays are lists where tuples are meant
-        return Settings.model_validate_json(json.dumps(merged, default=str)).model_copy(update={"sources": sources})
+        _read(merged)
     except ValidationError as e:
-        raise BadSettings("settings:\n" + "\n".join(f"  {_problem(x, sources)}" for x in e.errors(include_url=False))) from e
+        return list(e.errors(include_url=False))
+    return []
+
+
+def _absolute(value: Path) -> Path:
+    value = value.expanduser()
+    if not value.is_absolute():
+        raise ValueError("an absolute path")
+    return value
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -166,30 +235,41 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise BadSettings(f"{path.name} is not TOML: {e}") from e
+    except OSError as e:
+        raise BadSettings(f"{path.name} cannot be read ({e.strerror}): check its permissions") from e
+
+
+def _keys_of(name: str) -> list[str]:
+    return name.removeprefix(PREFIX).lower().split("__")
 
 
 def _value(text: str) -> Any:
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return text
-    return value if not isinstance(value, dict) else text
 
 
 def _nested(keys: list[str], value: Any) -> dict[str, Any]:
-    for key in reversed(keys):
-        value = {key: value}
-    assert isinstance(value, dict)
-    return value
+    nested = {keys[-1]: value}
+    for key in reversed(keys[:-1]):
+        nested = {key: nested}
+    return nested
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any], sources: dict[str, str], source: str, prefix: str = "") -> None:
     for key, value in new.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):
-            _merge(into.setdefault(key, {}), value, sources, source, f"{prefix}{key}.")
-        else:
-            into[key] = value
-            sources[prefix + key] = source
+        place = prefix + key
+        if isinstance(value, Mapping):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+                sources.pop(place, None)
+            _merge(into[key], value, sources, source, f"{place}.")
+            continue
+        for stale in [k for k in sources if k.startswith(f"{place}.")]:
+            del sources[stale]
+        into[key] = value
+        sources[place] = source
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -202,25 +282,65 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _problem(error: Any, sources: Mapping[str, str]) -> str:
-    place = ".".join(str(p) for p in error["loc"])
-    source = next((s for k, s in sources.items() if k == place or place.startswith(k + ".")), None)
+def _source(place: str, sources: Mapping[str, str]) -> str | None:
+    """Who wrote `place`: itself, a part of it, or the whole that it is a part of."""
+    return next((s for k, s in sources.items() if k == place or place.startswith((f"{k}.", f"{k}[")) or k.startswith(f"{place}.")), None)
+
+
+def _masked(text: str) -> str:
+    """`text` without the password of any address in it."""
+    return re.sub(r"(://[^/@\s:]*):[^/@\s]+@", r"\1:***@", text)
+
+
+def _place(error: Any, merged: Any) -> str:
+    """The key an error is about, as it is written in the file: battery.prompts[2].category."""
+    place, at = "", merged
+    for part in error["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+            at = at[part] if isinstance(at, list) and part < len(at) else None
+        elif isinstance(at, dict) and part not in at and part in (at.get("kind"), at.get("method")):
+            continue                             # the tag of a union, which nobody wrote as a key
+        else:
+            place += f".{part}" if place else part
+            at = at.get(part) if isinstance(at, dict) else None
+    return place
+
+
+def _problem(error: Any, merged: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    place = _place(error, merged)
+    source = _source(place, sources)
     where = f" (from {source})" if source else ""
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(place, _known_keys(), 1, 0.6)
-        return f"{place}: there is no such setting{where}" + (f"; did you mean {close[0]}?" if close else "")
-    found = "a secret" if re.search("password|secret|token|uri", place) else repr(error.get("input"))[:80]
-    return f"{place}: found {found}, {error['msg'][0].lower()}{error['msg'][1:]}{where}"
+        known = sorted(_known_keys())
+        plain = re.sub(r"\[\d+\]", "", place)
+        close = difflib.get_close_matches(plain, known, 1, 0.6) or difflib.get_close_matches(plain.rpartition(".")[2], known, 1, 0.6)
+        siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == plain.rpartition(".")[0]]
+        return f"{place}: there is no such setting{where}" + (f"; did you mean {close[0]}?" if close else f", allowed {', '.join(siblings)}")
+    allowed = re.sub(r"^(Value error, |Input should be |String should )", "", error["msg"])
+    if not place:
+        return f"{allowed}{where}"
+    secret = re.search(r"password|secret|token|uri|access_key", place)
+    found = "nothing" if error["type"] == "missing" else "a value that is not shown" if secret else _masked(_brief(error["input"]))
+    return f"{place}: found {found}, allowed {'a value' if error['type'] == 'missing' else allowed}{where}"
 
 
-def _known_keys() -> list[str]:
-    keys: list[str] = []
+def _brief(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
-    def walk(model: type[BaseModel], prefix: str) -> None:
+
+def _known_keys() -> Iterator[str]:
+    def walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
         for name, info in model.model_fields.items():
-            keys.append(prefix + name)
-            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-                walk(info.annotation, f"{prefix}{name}.")
+            yield prefix + name
+            for part in _models_in(info.annotation):
+                yield from walk(part, f"{prefix}{name}.")
+    return walk(Settings, "")
 
-    walk(Settings, "")
-    return keys
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)

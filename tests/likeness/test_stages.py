@@ -118,7 +118,7 @@ def test_a_change_without_a_new_epoch_says_what_to_do() -> None:
 
 def test_a_source_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "crop", ("models/faces/gone.py",))      # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="crop: models/faces/gone.py"):
+    with pytest.raises(RecipeError, match=r"crop: models/faces/gone\.py"):
         stages.current_sources()
 
 

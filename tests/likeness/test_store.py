@@ -83,7 +83,7 @@ def test_what_is_no_key_is_refused_by_every_verb(store: Store, key: str) -> None
 
 @pytest.mark.parametrize("prefix", ["subjects/ada", "/", "../", "a//"])
 def test_what_is_no_folder_is_not_listed(store: Store, prefix: str) -> None:
-    with pytest.raises(RecipeError, match="is no (prefix|key)"):
+    with pytest.raises(RecipeError, match=r"is no (prefix|key)"):
         store.list(prefix)
 
 

@@ -1,0 +1,232 @@
+"""Settings: who wins, what is refused and how it is said, what is hidden."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from likeness.errors import BadSettings
+from likeness.recipe import Lora
+from likeness.settings import CATEGORIES, SHIPPED, Settings, default_home, load_settings
+from models.maquette.vocabulary import SLOTS
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder without a likeness.toml."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def problems(config: Path | None = None) -> list[str]:
+    with pytest.raises(BadSettings) as caught:
+        load_settings(config)
+    return [line.strip() for line in caught.value.message.splitlines()[1:]]
+
+
+def source_of(settings: Settings, key: str) -> tuple[str, str]:
+    return next((value, source) for name, value, source in settings.explain() if name == key)
+
+
+# -- who wins
+
+def test_each_layer_wins_over_the_one_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert source_of(load_settings(), "sampling.steps") == ("20", "shipped likeness.toml")
+    (elsewhere / "likeness.toml").write_text("[sampling]\nsteps = 21\nguidance = 4.5\n")
+    assert source_of(load_settings(), "sampling.steps") == ("21", "likeness.toml")
+    named = elsewhere / "mine.toml"
+    named.write_text("sampling.steps = 22\n")
+    monkeypatch.setenv("LIKENESS_CONFIG", str(named))
+    assert source_of(load_settings(), "sampling.steps") == ("22", "mine.toml")
+    assert source_of(load_settings(), "sampling.guidance") == ("3.0", "shipped likeness.toml")     # one file, not both
+    assert source_of(load_settings(elsewhere / "likeness.toml"), "sampling.steps") == ("21", "likeness.toml")
+    monkeypatch.setenv("LIKENESS_SAMPLING__STEPS", "23")
+    assert source_of(load_settings(), "sampling.steps") == ("23", "environment LIKENESS_SAMPLING__STEPS")
+    settings = load_settings(overrides={"sampling.steps": 24, "sampling.batch": None})
+    assert source_of(settings, "sampling.steps") == ("24", "flag")
+    assert source_of(settings, "sampling.batch") == ("8", "shipped likeness.toml")
+    assert source_of(settings, "gate.min_samples") == ("8", "default in code")
+
+
+@pytest.mark.parametrize(("name", "text", "key", "value"), [
+    ("LIKENESS_RECIPE__LEARNING_RATE", "1e-4", "recipe.learning_rate", 1e-4),
+    ("LIKENESS_RECIPE__TARGETS", '["attention"]', "recipe.targets", ["attention"]),
+    ("LIKENESS_RECIPE__OBJECTIVE", '{"prior_weight": 0.25}', "recipe.objective.prior_weight", 0.25),
+    ("LIKENESS_BATTERY__NAME", "2024", "battery.name", "2024"),
+    ("LIKENESS_BASE", "123", "base", "123"),
+    ("LIKENESS_BASE", "true", "recipe.base", "true"),
+    ("LIKENESS_SAMPLING__STEPS", "", "sampling.steps", 20),
+    ("LIKENESS_HOME", "~/faces", "home", str(Path("~/faces"))),
+], ids=["number", "list", "table", "a name like a number", "base like a number", "base like a truth", "empty is unset", "home of the user"])
+def test_the_environment_is_read_as_it_is_meant(monkeypatch: pytest.MonkeyPatch, name: str, text: str, key: str, value: object) -> None:
+    monkeypatch.setenv(name, text)
+    found = json.loads(source_of(load_settings(), key)[0])
+    assert found == (str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value)
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR", "MLFLOW_SERVICE_HOST", "MLFLOW_PORT_5000_TCP_PROTO"):
+        monkeypatch.setenv(f"LIKENESS_{name}", "tcp://10.0.0.1:80")
+    load_settings()
+
+
+def test_the_home_is_the_platforms_data_folder_and_is_not_created(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LIKENESS_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert load_settings().home == tmp_path / "data" / "likeness"
+    assert not (tmp_path / "data").exists()
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert default_home() == Path.home() / ".local" / "share" / "likeness"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert default_home() == Path.home() / "Library" / "Application Support" / "likeness"
+
+
+def test_a_recipe_without_a_base_is_for_the_one_base(elsewhere: Path) -> None:
+    (elsewhere / "likeness.toml").write_text('base = "sd15"\nladder = [{method = "lora", steps = 300}]\n')
+    settings = load_settings()
+    assert settings.recipe == Lora(base="sd15")
+    assert settings.ladder == (Lora(base="sd15", steps=300),)
+    (elsewhere / "likeness.toml").write_text('base = "sd15"\nrecipe.base = "sdxl"\n')
+    assert "base is 'sd15', a recipe says 'sdxl'" in problems()[0]
+
+
+# -- what is refused
+
+def test_all_problems_are_told_at_once_with_key_value_need_and_place(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere / "likeness.toml").write_text("""
+        home = "relative"
+        [sampling]
+        stepps = 3
+        guidance = "high"
+        [backends]
+        detect = "magic"
+        [smapling]
+        steps = 1
+        [[battery.prompts]]
+        category = "plain"
+        [store]
+        root = "store"
+    """)
+    monkeypatch.delenv("LIKENESS_HOME")
+    monkeypatch.setenv("LIKENESS_RECIPE__RANK", "0")
+    monkeypatch.setenv("LIKENESS_SCHEDULE__TIMEZONE", "Mars/Olympus")
+    monkeypatch.setenv("LIKENESS_SCHEDULE__CRON", "nightly")
+    assert sorted(problems()) == sorted([
+        'home: found "relative", allowed an absolute path (from likeness.toml)',
+        "sampling.stepps: there is no such setting (from likeness.toml); did you mean sampling.steps?",
+        'sampling.guidance: found "high", allowed a valid number (from likeness.toml)',
+        "backends.detect: found \"magic\", allowed 'dlib' (from likeness.toml)",
+        "smapling: there is no such setting (from likeness.toml); did you mean sampling?",
+        "battery.prompts[0].template: found nothing, allowed a value (from likeness.toml)",
+        'store.root: found "store", allowed an absolute path (from likeness.toml)',
+        "recipe.rank: found 0, allowed greater than or equal to 1 (from environment LIKENESS_RECIPE__RANK)",
+        'schedule.timezone: found "Mars/Olympus", allowed an IANA time zone, for example Europe/Zurich (from environment LIKENESS_SCHEDULE__TIMEZONE)',
+        next(line for line in problems() if line.startswith('schedule.cron: found "nightly", allowed ')),
+    ])
+
+
+@pytest.mark.parametrize(("prompt", "words"), [
+    ({"category": "pets", "template": "a {who}"}, "'pets' is none"),
+    ({"category": "plain", "template": "a photo"}, "'a photo' is none"),
+    ({"category": "plain", "template": "a {who} and a {who}"}, "once"),
+    ({"category": "plain", "template": "a {who} in {place}"}, "no other braces"),
+    ({"category": "plain", "template": "a {who!r}"}, "is none"),
+    ({"category": "plain", "template": "a {who.__class__}"}, "is none"),
+    ({"category": "plain", "template": "a {who"}, "is none"),
+    ({"category": "plain", "template": "a {who} {}"}, "is none"),
+], ids=["category", "nobody", "twice", "another slot", "conversion", "attribute", "open brace", "empty slot"])
+def test_a_prompt_that_cannot_be_sampled_is_refused_here(monkeypatch: pytest.MonkeyPatch, prompt: dict[str, str], words: str) -> None:
+    monkeypatch.setenv("LIKENESS_BATTERY__PROMPTS", json.dumps([prompt]))
+    (line,) = problems()
+    assert line.startswith("battery.prompts: found ")
+    assert words in line
+
+
+@pytest.mark.parametrize("content", [b"[sampling\n", b"\xff\xfe"], ids=["no TOML", "no text"])
+def test_a_file_that_is_no_toml_is_named(elsewhere: Path, content: bytes) -> None:
+    (elsewhere / "likeness.toml").write_bytes(content)
+    with pytest.raises(BadSettings, match=r"likeness\.toml is not TOML"):
+        load_settings()
+
+
+def test_a_named_file_must_be_there(elsewhere: Path) -> None:
+    with pytest.raises(BadSettings, match=r"'gone\.toml' is not there"):
+        load_settings(elsewhere / "gone.toml")
+
+
+def test_where_settings_came_from_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKENESS_SOURCES__HOME", "flag")
+    assert "sources: there is no such setting" in problems()[0]
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().home = Path("/")      # type: ignore[misc]
+
+
+# -- what is hidden
+
+def test_no_secret_is_shown(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKENESS_REGISTRY__TRACKING_URI", "postgresql://likeness:hunter2@db/mlflow")
+    monkeypatch.setenv("LIKENESS_REGISTRY__ARTIFACT_ROOT", "https://likeness:hunter2@host/artifacts")
+    settings = load_settings()
+    assert "hunter2" not in repr(settings.registry.tracking_uri)
+    shown = json.dumps(settings.explain())
+    assert "hunter2" not in shown
+    assert "https://likeness:***@host/artifacts" in shown
+    assert settings.registry.tracking_uri is not None
+    assert "hunter2" in settings.registry.tracking_uri.get_secret_value()
+    monkeypatch.delenv("LIKENESS_REGISTRY__TRACKING_URI")
+    (elsewhere / "likeness.toml").write_text('registry.tracking_uri = ["hunter2"]\n')
+    monkeypatch.setenv("LIKENESS_SAMPLING__STEPS", "ftp://me:hunter2@host")
+    assert len(problems()) == 2
+    assert "hunter2" not in "".join(problems())
+
+
+# -- what is shipped
+
+def test_everything_is_explained_once() -> None:
+    keys = [key for key, _, _ in load_settings().explain()]
+    assert len(keys) == len(set(keys))
+    assert {key.split(".")[0] for key in keys} == set(Settings.model_fields)
+
+
+def test_the_shipped_file_names_every_section() -> None:
+    assert set(Settings.model_fields) - set(tomllib.loads(SHIPPED.read_text())) <= {"home", "base_folder"}
+
+
+def test_the_shipped_values_are_the_defaults_in_code() -> None:
+    settings = load_settings()
+    for name in ("backends", "store", "registry", "claims", "schedule", "sampling", "intake", "gate", "recipe"):
+        assert getattr(settings, name) == Settings.model_fields[name].default, name
+
+
+def test_the_shipped_battery_covers_every_category_and_asks_for_what_can_be_measured() -> None:
+    battery = load_settings().battery
+    assert {p.category for p in battery.prompts} == set(CATEGORIES)
+    assert len({p.template for p in battery.prompts}) == len(battery.prompts) >= 8
+    for prompt in battery.prompts:
+        assert all(value in SLOTS[slot].phrases for slot, value in prompt.slots.items())
+        assert prompt.category == "plain" or prompt.slots
+
+
+def test_the_commented_examples_in_the_shipped_file_are_settings(elsewhere: Path) -> None:
+    text = re.sub(r"^# (\w+ = .*)$", r"\1", re.sub(r"^(base|ladder) = .*$", "", SHIPPED.read_text(), flags=re.M), flags=re.M)
+    assert "\nhome = " in text
+    (elsewhere / "likeness.toml").write_text(text)
+    assert load_settings().registry.artifact_root == "s3://bucket/mlflow"
+
+
+def test_the_core_imports_neither_network_nor_scheduler(root: Path) -> None:
+    program = ("import sys, likeness.once, likeness.settings, likeness.stages, likeness.store; likeness.settings.load_settings();"
+               "print(sorted({'torch', 'prefect', 'mlflow', 'boto3', 'numpy', 'diffusers'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True).stdout == "[]\n"
