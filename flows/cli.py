@@ -34,7 +34,7 @@ def demo(as_json: Json = False, config: Config = None) -> None:
     photos = Path(__file__).parents[1] / "examples" / "demo"
     if not photos.is_dir():
         raise RecipeError("the demo photos lie in the repository, under examples/demo: run `make demo` in a checkout")
-    _personalize(photos, "demo", "woman" if not (photos / "NOUN").is_file() else (photos / "NOUN").read_text().strip(), "demo", as_json, config)
+    _personalize(photos, "demo", "man", "rendered: nobody needs to consent", as_json, config)
 
 
 @app.command()
