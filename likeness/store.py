@@ -233,7 +233,7 @@ class LocalStore:
         folder = self.root / check_prefix(prefix)
         keys: list[str] = []
         with translated(f"listing {prefix or 'the store'}"):
-            for at, folders, files in os.walk(folder):
+            for at, folders, files in os.walk(folder, onerror=_unless_gone):
                 folders[:] = [f for f in folders if not f.startswith(".")]
                 inside = Path(at).relative_to(self.root)
                 keys += [(inside / f).as_posix() for f in files if not f.startswith(".")]
@@ -300,6 +300,12 @@ class LocalStore:
         finally:
             path.unlink(missing_ok=True)
             os.close(descriptor)
+
+
+def _unless_gone(error: OSError) -> None:
+    """A folder that went away while it was listed is empty; one that may not be read must not pass for empty."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _sweep(folder: Path) -> None:

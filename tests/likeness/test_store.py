@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -168,8 +169,8 @@ for n in range(30):
         if store.compare_and_swap("counter", expected=old, new=b"%d" % (int(old) + 1)):
             swapped += 1
             break
-for n in range(20):                       # folders come and go under everybody's feet
-    store.put_if_absent(f"busy/deep/{me.decode()}/{n}", b"x"); store.delete(f"busy/deep/{me.decode()}/{n}")
+for n in range(60):                       # a folder that comes and goes under everybody's feet
+    store.put_if_absent(f"busy/deep/{me.decode()}-{n}", b"x"); store.delete(f"busy/deep/{me.decode()}-{n}")
 print(created, swapped)
 """
 
@@ -281,6 +282,16 @@ def test_an_erased_person_leaves_no_folder(folder: LocalStore) -> None:
     folder.put_if_absent("subjects/ada/photos/1", b"face")
     delete_prefix(folder, "subjects/ada/")
     assert not (folder.root / "subjects").exists()
+
+
+def test_a_folder_that_cannot_be_read_does_not_pass_for_empty(folder: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.put_if_absent("subjects/ada/photos/1", b"face")
+
+    def refuse(path: object) -> object:          # root may read everything, so the system is made to refuse
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="listing subjects/ada/"):
+        delete_prefix(folder, "subjects/ada/")
 
 
 def test_a_file_where_a_folder_is_needed_is_told(folder: LocalStore) -> None:
