@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -187,7 +187,7 @@ def _watching(settings: Settings) -> Iterator[Any]:
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, int, int, str], None]]:
+def _bars() -> Iterator[Any]:
     with Progress(TextColumn("{task.description:>9}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(),
                   TextColumn("{task.fields[words]}"), console=err, transient=False) as progress:
         bars: dict[str, Any] = {}
@@ -221,9 +221,8 @@ def _print_json(document: Any) -> None:
 def main() -> None:
     """Entry point: errors become one message and an exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
+        code = app(standalone_mode=False)          # click hands an Exit's code back as the return value
+        sys.exit(code if isinstance(code, int) else 0)
     except LikenessError as e:
         err.print(f"[bold red]{e.code}[/]: {e.message}", highlight=False)
         sys.exit(e.exit_code)

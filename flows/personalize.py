@@ -14,7 +14,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from likeness.records import Adapter, Intake, Reason, Release, TrainingSet, Verdict
+from likeness.records import Adapter, Intake, Reason, Release, Verdict
 from likeness.stages import StageRef
 from tasks.ingesting import ingest_photos
 from tasks.judging import Judgement, judge_samples
@@ -81,8 +81,7 @@ def _finish(tools: Tools, run: Run, verdict: Verdict, release: Release | None) -
                (("intake", "ingest"), ("training_set", "assemble"), ("adapter", "train"), ("samples", "sample"), ("judgement", "judge")) if stage in run.refs}
     if "train" in run.refs:
         adapter = tools.open(run.refs["train"], run.subject, Adapter)
-        digests |= {"recipe": adapter.recipe, "base": adapter.base, "weights": adapter.weights.sha256,
-                    "witnesses": tools.open(run.refs["assemble"], run.subject, TrainingSet).digest}
+        digests |= {"recipe": adapter.recipe, "base": adapter.base, "weights": adapter.weights.sha256}
     create_table_artifact(key="verdict", description=f"verdict: {verdict.kind}",
                           table=[{"reason": r.code, "message": r.message, "value": r.value, "needed": r.needed} for r in verdict.reasons])
     create_markdown_artifact(key="summary", markdown="\n".join([f"# {run.subject}: {verdict.kind}", *(f"* {r.message}" for r in verdict.reasons), "",

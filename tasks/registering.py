@@ -9,7 +9,7 @@ import numpy as np
 from prefect import task
 
 from likeness.dossier import Dossier
-from likeness.once import Claim
+from likeness.lineage import walk
 from likeness.recipe import Recipe
 from likeness.records import Adapter, Intake, Release, SampleSet, TrainingSet
 from likeness.stages import Call, StageRef
@@ -34,13 +34,8 @@ def _dossier(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Reci
     samples = tools.open(refs["sample"], subject, SampleSet)
     return Dossier(subject=tools.standing(subject).subject, photos=tools.open(refs["ingest"], subject, Intake).photos,
                    training_set=tools.open(refs["assemble"], subject, TrainingSet), recipe=recipe, base=tools.base_ref, adapter=adapter, samples=samples,
-                   verdict=tools.open(refs["judge"], subject, Judgement).verdict, stages=tuple(refs.values()), lineage=lineage_of(refs),
+                   verdict=tools.open(refs["judge"], subject, Judgement).verdict, stages=tuple(refs.values()), lineage=walk(tools.store, subject).as_json(),
                    weights=weights_of(tools.store, adapter), report_html=report_html, samples_png=sample_grid(tools, samples), seconds=seconds)
-
-
-def lineage_of(refs: dict[str, StageRef]) -> dict[str, Any]:
-    """The chain of stage keys and digests, as plain data."""
-    return {"chain": [ref.model_dump(mode="json") for ref in refs.values()]}
 
 
 def sample_grid(tools: Tools, samples: SampleSet, *, columns: int = 8) -> bytes:

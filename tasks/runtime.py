@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from likeness import digest
 from likeness.errors import ConsentMissing, InputError, IntegrityError, SubjectForgotten
+from likeness.lineage import note_base, note_code
 from likeness.once import Claim, once
 from likeness.records import BaseRef, Enrolment, Record
 from likeness.settings import Settings, load_settings
 from likeness.stages import Call, Published, StageRef
 from likeness.store import LocalStore, Store
+from likeness.version import code_version
 
 if TYPE_CHECKING:
     from likeness.registry import Registry
@@ -63,7 +65,9 @@ class Tools:
     def base_ref(self) -> BaseRef:
         from models.diffusion import bases
 
-        return bases.reference(self.settings.base, folder=self.settings.base_folder)
+        reference = bases.reference(self.settings.base, folder=self.settings.base_folder)
+        note_base(self.store, reference)                       # so that `audit` finds a base by one of its files
+        return reference
 
     @cached_property
     def base(self) -> Base:
@@ -127,7 +131,12 @@ class Tools:
         """The published output of `call`, made now if it is not there; refuses subjects without standing."""
         self.standing(call.subject)
         began = time.monotonic()
-        done = once(self.store, call, make, output=output, claims=self.settings.claims,
+
+        def noted(claim: Claim) -> R:
+            note_code(self.store, call, code_version())        # which code made it: beside the record, whose key it must not change
+            return make(claim)
+
+        done = once(self.store, call, noted, output=output, claims=self.settings.claims,
                     on_wait=lambda words: self.watch(call.stage, 0, 0, f"another worker is at it: {words or 'no progress yet'}"))
         self.watch(call.stage, 1, 1, "made" if done.executed else "found published")
         return Outcome(done.ref, done.executed, time.monotonic() - began)

@@ -8,8 +8,8 @@ from prefect import task
 
 from likeness.errors import BadCheckpoint, InputError
 from likeness.once import Claim
-from likeness.records import Adapter, TrainingSet
 from likeness.recipe import Recipe
+from likeness.records import Adapter, TrainingSet
 from likeness.stages import Call, StageRef
 from likeness.store import Store, put_blob, read_blob
 from models.diffusion import checkpoint, lora
@@ -51,7 +51,7 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
         raise result.error
     header = {"training_set": training_set.digest, "recipe": recipe.digest, "base": base.ref.digest, "trigger": training_set.trigger}
     data = checkpoint.write_adapter(lora.as_file(result.tensors), header)
-    weights = put_blob(store, f"subjects/{call.subject}/adapters", data, media="application/x-safetensors")
+    weights = put_blob(store, f"subjects/{call.subject}/adapters", data, media="application/vnd.safetensors")
     for key in list(store.list(folder + "/")):
         store.delete(key)          # the adapter is written: its checkpoints have served
     return Adapter(training_set=training_set.digest, recipe=recipe.digest, base=base.ref.digest, weights=weights, losses=result.losses, steps=result.steps)

@@ -34,7 +34,7 @@ class SlotReader:
     @staticmethod
     def load(folder: Path) -> SlotReader:
         """Read CLIP and its tokenizer from `folder` (safetensors) and embed every slot's phrases once."""
-        clip = CLIPModel.from_pretrained(str(folder), torch_dtype=torch.float32, local_files_only=True, use_safetensors=True).eval().requires_grad_(False)
+        clip = CLIPModel.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True).eval().requires_grad_(False)
         words = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         texts: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -78,7 +78,7 @@ def caption(answer: Mapping[str, tuple[str, float]], *, who: str, min_probabilit
 
 def subject_captions(reader: SlotReader, crops_NSSC: NDArray[np.uint8], sidecars: Sequence[str | None], *, who: str) -> list[tuple[str, dict[str, str], str]]:
     """(text, slots, source) for each crop; the words of a sidecar file win, with `who` put before them unless they name it."""
-    captions = []
+    captions: list[tuple[str, dict[str, str], str]] = []
     for answer, sidecar in zip(reader.read(crops_NSSC), sidecars, strict=True):
         if sidecar:
             words = " ".join(sidecar.split())

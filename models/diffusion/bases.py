@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from likeness.errors import IntegrityError, UnknownBase
 from likeness.records import BaseRef
@@ -67,8 +69,8 @@ class Base:
     def encode_images(self, images_BHWC: Tensor) -> Tensor:
         """uint8 RGB (B, S, S, 3) -> scaled latent means (B, 4, S/8, S/8), fp32, on CPU."""
         x = images_BHWC.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
-        parts = [self.pipe.vae.encode(p).latent_dist.mean for p in x.split(8)]
-        return (torch.cat(parts) * self.pipe.vae.config.scaling_factor).float().cpu()
+        parts: list[Tensor] = [self.pipe.vae.encode(p).latent_dist.mean for p in x.split(8)]
+        return (torch.cat(parts) * float(self.pipe.vae.config.scaling_factor)).float().cpu()
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> Tensor:
@@ -117,7 +119,9 @@ def load(name: str, *, folder: Path | None = None, device: str | None = None) ->
     entry = CATALOGUE[name]
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if where == "cuda" else torch.float32      # bf16 on these CPUs was 13x slower than fp32
-    pipe = StableDiffusionPipeline.from_pretrained(str(folder or entry.folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True,
+    diffusers_logging.disable_progress_bar()          # the bars of a run are ours
+    transformers_logging.disable_progress_bar()
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder or entry.folder), dtype=dtype, local_files_only=True, use_safetensors=True,
                                                    safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(where)

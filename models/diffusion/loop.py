@@ -115,7 +115,7 @@ def _train(job: Job, method: Step) -> FitResult:
         # -- loss
         loss = method.loss(at)
         # -- gradient
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         # -- update
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(at, plan)

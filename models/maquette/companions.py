@@ -1,5 +1,6 @@
 """What ships beside the maquette's weights, made by `python -m models.maquette.companions`: class pictures for prior preservation (drawn by
-the maquette itself) and the bank of impostors (rendered people that nobody personalises, with their face embeddings)."""
+the maquette itself) and the bank of impostors (rendered people that nobody personalises, with their face embeddings).
+"""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ def make_class_pictures(rows: Sequence[dict[str, str]]) -> None:
     entries = []
     for sex, noun in NOUNS.items():
         own = [r for r in rows if r["sex"] == sex and r["style"] == "photo"]
-        captions = []
+        captions: list[str] = []
         while len(captions) < CLASS_COUNT:
             words = training_caption(rng.choice(own), rng)
             if f" {noun} " in words + " " and " zq" not in words:

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from models.diffusion import bases
 from models.maquette import data, tokenizer
 from models.maquette.vocabulary import SLOTS, slot_prompt, training_caption
 
@@ -425,7 +426,8 @@ def train_unet(plan: Plan, place: Place) -> bool:
     with torch.no_grad():
         def encode(captions: list[str]) -> Tensor:
             ids = words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(place.device)
-            return clip.text_model(input_ids=ids).last_hidden_state
+            states: Tensor = clip.text_model(input_ids=ids).last_hidden_state
+            return states
         nothing = encode([""])
         rng = random.Random(7)
         shown = encode([training_caption(rows[i], rng) for i in rng.sample(list(train), 32)])
@@ -476,7 +478,8 @@ def sample(unet: nn.Module, vae: AutoencoderKL, text: Tensor, nothing: Tensor, s
     for t in scheduler.timesteps:
         v0, v1 = unet(torch.cat([x, x]), t.to(text.device), both).sample.float().chunk(2)
         x = scheduler.step(v0 + guidance * (v1 - v0), t, x).prev_sample
-    return torch.cat([vae.decode(part / scale).sample for part in x.split(16)])
+    images: list[Tensor] = [vae.decode(part / scale).sample for part in x.split(16)]
+    return torch.cat(images)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- export
@@ -488,8 +491,9 @@ def export(plan: Plan, place: Place, out: Path) -> None:
     vae.register_to_config(scaling_factor=scale)
     clip, words = load_clip(plan, place)
     text = CLIPTextModel(clip.config.text_config)
-    text.load_state_dict({k: v for k, v in clip.text_model.state_dict().items()} if not any(
-        k.startswith("text_model.") for k in text.state_dict()) else {f"text_model.{k}": v for k, v in clip.text_model.state_dict().items()})
+    weights = clip.text_model.state_dict()
+    prefix = "text_model." if any(k.startswith("text_model.") for k in text.state_dict()) else ""      # transformers 5 dropped the level
+    text.load_state_dict({prefix + k: v for k, v in weights.items()})
     unet = new_unet(plan)
     tensors = load_file(place.work / "unet.safetensors")
     unet.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
@@ -502,6 +506,7 @@ def export(plan: Plan, place: Place, out: Path) -> None:
     words.save_pretrained(target / "clip")
     CLIPImageProcessor(size={"shortest_edge": plan.side_px}, crop_size=plan.side_px, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(target / "clip")
     (target / "plan.json").write_text(json.dumps(asdict(plan), indent=1) + "\n")
+    bases.write_manifest(target)
     StableDiffusionPipeline.from_pretrained(target, torch_dtype=torch.float32)
     CLIPModel.from_pretrained(target / "clip")
     shutil.rmtree(out, ignore_errors=True)

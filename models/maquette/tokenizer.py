@@ -10,7 +10,7 @@ import json
 import random
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 from models.maquette.vocabulary import HAIR_COLOURS, SLOTS, TRIGGERS, slot_prompt, training_caption
@@ -59,7 +59,5 @@ def _train(folder: Path) -> None:
                   model_max_length=MAX_TOKENS).save_pretrained(folder)
 
 
-def _regex() -> object:
-    from tokenizers import Regex
-
+def _regex() -> Regex:
     return Regex(r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")

@@ -103,7 +103,8 @@ def compose(attributes: Attributes, *, who: str | None = None, keep: frozenset[s
         traits = [t for t in (_hair(attributes) if has("hair_cut") or has("hair_colour") else None,
                               _beard(attributes) if has("beard") else None) if t]
     else:
-        traits = [_hair(attributes)] if attributes.get("hair_changed") == "true" and has("hair_cut") else []
+        changed = _hair(attributes) if attributes.get("hair_changed") == "true" and has("hair_cut") else None
+        traits = [changed] if changed else []
     parts = ["with " + " and ".join(traits)] if traits else []
     if has("expression"):
         parts.append(SLOTS["expression"].phrases[attributes["expression"]])

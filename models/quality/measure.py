@@ -49,7 +49,7 @@ class References:
 def thumbnail(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A picture as (32, 32, 3) in [0, 1]: what two pictures must share to be copies."""
     small = cv2.resize(image_HWC, (APPEARANCE_SIDE_PX, APPEARANCE_SIDE_PX), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small, np.float32) / np.float32(255)
 
 
 def appearance_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -1,0 +1,160 @@
+"""`likeness run` as a user has it: a process, its exit code, its JSON, its files. Recipes are tiny; every network is the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PHOTOS = ROOT / "examples" / "demo"
+CONFIG = """
+[recipe]
+steps = 12
+checkpoint_every = 4
+batch = 2
+rank = 4
+targets = ["attention"]
+[sampling]
+steps = 4
+[battery]
+name = "small"
+seeds = 4
+prompts = [{category = "plain", template = "a photo of a {who}"}, {category = "place", template = "a photo of a {who} on a beach"}]
+"""
+# A policy under which anything passes: what is tested with it is what happens after acceptance.
+OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_share = 1.0\n"
+pytestmark = pytest.mark.timeout(900)
+
+
+def environment(home: Path, config: str) -> dict[str, str]:
+    home.mkdir(exist_ok=True)
+    (home / "likeness.toml").write_text(config)
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("LIKENESS_", "PREFECT_", "MLFLOW_"))}
+    return keep | {"LIKENESS_HOME": str(home), "LIKENESS_CONFIG": str(home / "likeness.toml"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def likeness(home: Path, *words: str, config: str = CONFIG) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], env=environment(home, config), cwd=home, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, Any, str]:
+    out, err = process.communicate(timeout=600)
+    return process.returncode, json.loads(out) if out else None, err
+
+
+def run(home: Path, config: str = CONFIG, photos: Path = PHOTOS) -> tuple[int, Any, str]:
+    return finish(likeness(home, "run", str(photos), "--subject", "ada", "--class", "man", "--json", config=config))
+
+
+def published(home: Path) -> set[str]:
+    return {p.parent.name for p in (home / "store" / "subjects" / "ada" / "stages").glob("*/*.json") if b'"published"' in p.read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    home = tmp_path_factory.mktemp("undisturbed") / "home"
+    code, result, err = run(home, CONFIG + OPEN_GATE)
+    assert code == 0, err
+    return home, result
+
+
+def test_an_accepted_run_ends_registered_with_its_whole_contract(undisturbed: tuple[Path, Any]) -> None:
+    _home, result = undisturbed
+    assert result["verdict"] == "accepted"
+    assert result["release"] == {"model": "likeness.ada", "version": 1}
+    assert result["executed"] == ["ingest", "crop", "caption", "assemble", "train", "sample", "judge", "register"]
+    assert result["reused"] == []
+    assert {"training_set", "recipe", "adapter"} <= result["digests"].keys()
+    html = Path(result["report"]).read_text()
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "data:image/webp" in html
+
+
+def test_the_second_run_makes_nothing_and_the_lineage_holds_until_a_byte_is_changed(undisturbed: tuple[Path, Any]) -> None:
+    home, result = undisturbed
+    code, again, err = run(home, CONFIG + OPEN_GATE)
+    assert code == 0, err
+    assert again["executed"] == []
+    assert again["digests"] == result["digests"]
+    assert again["release"] == result["release"]
+    code, chain, err = finish(likeness(home, "lineage", "ada", "--json"))
+    assert (code, chain["ok"]) == (0, True), err
+    assert {link["stage"] for link in chain["chain"]} == {"ingest", "crop", "caption", "assemble", "train", "sample", "judge", "register"}
+    assert len(chain["photos"]) >= 8
+    code, touched, _ = finish(likeness(home, "audit", "--photo", chain["photos"][0], "--json"))
+    assert [r["version"] for r in touched["releases"]] == [1]
+    blob = next((home / "store" / "subjects" / "ada" / "portraits").iterdir())
+    whole = blob.read_bytes()
+    blob.chmod(0o600)
+    blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        code, chain, _ = finish(likeness(home, "lineage", "ada", "--json"))
+        assert (code, chain["ok"]) == (1, False)
+    finally:
+        blob.write_bytes(whole)
+
+
+def test_killed_at_every_stage_boundary_and_inside_training_it_ends_the_same(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
+    _, expected = undisturbed
+    home = tmp_path / "home"
+    made: list[str] = []
+    killed_in_training = 0
+    for _ in range(14):
+        before = published(home)
+        process = likeness(home, "run", str(PHOTOS), "--subject", "ada", "--class", "man", "--json", config=CONFIG + OPEN_GATE)
+        while process.poll() is None:
+            checkpoints = list((home / "store" / "subjects" / "ada" / "stages" / "train").glob("*/checkpoint-*")) if "train" not in before else []
+            if len(published(home)) > len(before) or (checkpoints and killed_in_training < 2):      # twice in a row inside training
+                killed_in_training += bool(checkpoints) and len(published(home)) == len(before)
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        made += sorted(published(home) - before)
+        _out, err = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, err
+    code, result, err = run(home, CONFIG + OPEN_GATE)
+    assert code == 0, err
+    assert killed_in_training == 2
+    assert len(made) == len(set(made)), "a published stage was executed again"
+    assert result["digests"] == expected["digests"]
+    with sqlite3.connect(home / "mlflow.db") as db:
+        assert db.execute("select count(*) from model_versions where name = 'likeness.ada'").fetchone() == (1,)
+
+
+def test_an_honest_refusal_is_exit_3_with_reasons_and_no_release(tmp_path: Path) -> None:
+    code, result, err = run(tmp_path / "home", CONFIG + "\n[gate]\nmin_identity_share = 1.0\n")
+    assert code == 3, err
+    assert result["release"] is None
+    assert "identity" in {r["code"] for r in result["reasons"]}
+    assert all(r["message"] for r in result["reasons"])
+
+
+def test_unusable_photos_are_exit_2_and_cost_no_training(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("00.jpg", "01.jpg"):
+        (photos / name).write_bytes((PHOTOS / name).read_bytes())
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    code, result, err = run(tmp_path / "home", photos=photos)
+    assert code == 2, err
+    assert result["verdict"] == "needs_photos"
+    assert result["executed"] == ["ingest"]
+
+
+def test_a_wrong_class_or_subject_is_exit_2_with_a_message(tmp_path: Path) -> None:
+    code, result, err = finish(likeness(tmp_path / "home", "run", str(PHOTOS), "--subject", "Ada Lovelace", "--json"))
+    assert code == 2
+    assert result is None
+    assert "id" in err
