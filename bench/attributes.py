@@ -52,7 +52,7 @@ class AttributeNet(nn.Module):
 
 def shrink(images_BHWC: NDArray[np.uint8]) -> Tensor:
     """uint8 RGB (B, S, S, 3) -> (B, 3, 64, 64) in [-1, 1], by area."""
-    x = torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    x = torch.from_numpy(np.array(images_BHWC)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     return x if x.shape[-1] == SIDE_PX else F.interpolate(x, (SIDE_PX, SIDE_PX), mode="area")
 
 

@@ -37,7 +37,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
         _save(figure, out / "maquette-identity.png")
     if f := results.get("adherence"):
         slots = list(f["agreed"])
-        figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+        figure, axis = plt.subplots(figsize=(10, 4), layout="constrained")
         x = np.arange(len(slots))
         bars = [("samples agree with their prompt", f["agreed"]), ("classifier on held-out renders", f["classifier_on_held_out_renders"]), ("by chance", f["chance"])]
         if clip := results.get("clip"):
@@ -46,7 +46,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
             axis.bar(x + 0.2 * i, [values[s] for s in slots], 0.2, label=label)
         axis.set_xticks(x + 0.3, slots, rotation=20)
         axis.set_ylim(0, 1)
-        axis.legend(fontsize=8)
+        figure.legend(fontsize=8, loc="outside upper center", ncols=4)
         _save(figure, out / "maquette-slots.png")
     if f := results.get("novelty"):
         figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from bench import attributes, charts, drawing, personalisation
 from bench.cells import Cells
@@ -112,6 +114,8 @@ def main() -> None:
         p.error(f"no rendered users in {a.users}: name their folder with --users, or leave the figure out with --skip personalisation")
     if a.threads:
         torch.set_num_threads(a.threads)
+    diffusers_logging.disable_progress_bar()         # loading takes a second; only our own slow parts have bars
+    transformers_logging.disable_progress_bar()
     began = time.monotonic()
     crops, rows = data.load(a.work / "data")
     bench = Bench(bases.load("maquette", folder=a.weights), dlib_tools(), crops, rows, Cells(a.out / "cells"), a.steps, a.guidance)

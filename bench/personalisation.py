@@ -137,12 +137,16 @@ def figure(bench: Bench, users: list[User], *, count: int, settings: Settings, c
     plain = ~np.array(wanted.stylised)
     bench.pictures["users"] = [(user, images) for user, images in zip(chosen, drawn, strict=True)]
     return {"users": [u.name for u in chosen], "photos": TRAIN_PHOTOS, "samples_each": len(wanted.seeds), "recipe": recipe.plain(),
-            "personalised": score(bench, "personalised", chosen, drawn, users, plain), "base_alone": score(bench, "base-alone", chosen, alone, users, plain),
+            "personalised": score([bench.see(f"personalised-{u.name}", i) for u, i in zip(chosen, drawn, strict=True)], chosen, users, plain),
+            "base_alone": score([bench.see(f"alone-{u.noun}", i) for u, i in zip(chosen, alone, strict=True)], chosen, users, plain),
             "seconds": dict(zip(("prepare", "train", "sample"), np.median(seconds, axis=0).round(1).tolist(), strict=True))
             | {"total": round(float(np.median(np.sum(seconds, axis=1))), 1)}}
 
 
-def score(bench: Bench, name: str, chosen: list[User], drawn: list[NDArray[np.uint8]], users: list[User], plain: NDArray[np.bool_]) -> dict[str, Any]:
+Seen = tuple[NDArray[np.int64], NDArray[np.float32]]      # per sample: how many faces (N), the largest one's embedding (N, D)
+
+
+def score(seen_by_user: list[Seen], chosen: list[User], users: list[User], plain: NDArray[np.bool_]) -> dict[str, Any]:
     """How well distances tell a sample's own user from impostors.
 
     A genuine distance is from a sample to the centroid of its user's witnesses; impostor distances are from the same sample to the
@@ -154,8 +158,7 @@ def score(bench: Bench, name: str, chosen: list[User], drawn: list[NDArray[np.ui
     """
     genuine, impostor, by_user = [], [], {}
     asked = seen = 0
-    for user, images in zip(chosen, drawn, strict=True):
-        counts, vectors = bench.see(f"{name}-{user.name}", images)
+    for user, (counts, vectors) in zip(chosen, seen_by_user, strict=True):
         good = plain & (counts == 1)
         asked, seen = asked + int(plain.sum()), seen + int(good.sum())
         own = np.linalg.norm(vectors[good] - user.witnesses.mean(0), axis=1)

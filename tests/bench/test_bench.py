@@ -1,0 +1,93 @@
+"""The benchmark's own arithmetic: what is kept, what is asked for, how likeness is scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import attributes, personalisation
+from bench.cells import Cells
+from bench.drawing import bytes_digest, chance, full_prompts
+from models.maquette.vocabulary import SLOTS
+
+ROWS = [{"identity": f"{i:06d}", "style": "photo", "sex": "female", "age": "young", "hair_colour": "black", "hair_cut": "bob", "beard": "none",
+         "expression": "smile", "garment": garment, "colour": "red", "second_colour": "none", "pattern": "plain", "eyewear": "none", "hat": "none",
+         "place": place, "place_colour": "none", "light": "warm"}
+        for i, (garment, place) in enumerate([("shirt", "beach"), ("t-shirt", "forest"), ("suit", "park")] * 10)]
+
+
+def test_a_cell_is_made_once_and_again_when_what_it_depends_on_changes(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> dict[str, int]:
+        made.append(1)
+        return {"n": len(made)}
+
+    cells = Cells(tmp_path)
+    assert [cells.numbers("a", {"w": 1}, make)["n"] for _ in range(2)] == [1, 1]
+    assert cells.numbers("a", {"w": 2}, make)["n"] == 2
+    assert cells.numbers("b", {"w": 1}, make)["n"] == 3
+
+
+def test_an_interrupted_cell_leaves_nothing(tmp_path: Path) -> None:
+    def broken() -> dict[str, np.ndarray]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Cells(tmp_path).arrays("a", {}, broken)
+    assert list(tmp_path.iterdir()) == []
+    np.testing.assert_array_equal(Cells(tmp_path).arrays("a", {}, lambda: {"x": np.arange(3)})["x"], [0, 1, 2])
+
+
+def test_full_prompts_name_what_they_ask_for() -> None:
+    prompts, asked = full_prompts(ROWS, 60)
+    for prompt, a in zip(prompts, asked, strict=True):
+        assert SLOTS["expression"].phrases[a["expression"]] in prompt
+        assert SLOTS["place"].phrases[a["place"]] in prompt
+        assert ("without glasses" if a["eyewear"] == "none" else a["eyewear"]) in prompt
+        assert ("without a hat" if a["hat"] == "none" else a["hat"]) in prompt
+    # drawn evenly: a base deaf to the prompt cannot score by drawing what is most frequent in the data
+    assert chance("eyewear", asked) < 0.6
+
+
+def test_colours_are_not_asked_of_black_and_white_photos() -> None:
+    grey = [row | {"style": "black and white"} for row in ROWS[:2]]
+    assert attributes.labels(grey)["colour"].tolist() == [-1, -1]
+    assert attributes.labels(ROWS[:1])["colour"].tolist() == [list(SLOTS["colour"].phrases).index("red")]
+
+
+def test_the_classifier_learns_saves_and_loads(tmp_path: Path) -> None:
+    """Toy renders whose light is their brightness: learnt on some people, known on others; the file gives the same answers."""
+    (tmp_path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    rows = [ROWS[0] | {"identity": f"{i // 4:06d}", "light": "dim" if i % 2 else "sunny"} for i in range(160)]
+    crops = np.stack([np.full((64, 64, 3), 40 if i % 2 else 210, np.uint8) + rng.integers(0, 20, (64, 64, 3), np.uint8) for i in range(160)])
+    np.save(tmp_path / "data" / "crops.npy", crops)
+    (tmp_path / "data" / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    right = attributes.train(tmp_path, tmp_path / "a.safetensors", epochs=8, batch=16)
+    assert right["light"] == 1.0
+    net, stated = attributes.load(tmp_path / "a.safetensors")
+    assert stated == right
+    assert attributes.accuracy(attributes.predict(net, crops[-8:]), rows[-8:])["light"] == 1.0
+
+
+@pytest.mark.parametrize(("drawn_as", "auc", "accepted"), [("themselves", 1.0, 1.0), ("the other", 0.0, 0.0)], ids=["own face", "another's face"])
+def test_score_knows_a_person_from_an_impostor(drawn_as: str, auc: float, accepted: float) -> None:
+    a, b = np.zeros(128, np.float32), np.full(128, 0.1, np.float32)
+    users = [personalisation.User(name, "woman", np.zeros((0, 8, 8, 3), np.uint8), np.stack([v, v])) for name, v in (("a", a), ("b", b))]
+    faces = [a, b] if drawn_as == "themselves" else [b, a]
+    seen = [(np.array([1, 1, 1, 2]), np.stack([face] * 4)) for face in faces]
+    got = personalisation.score(seen, users, users, np.array([True, True, False, True]))
+    assert got["auc"] == auc
+    assert got["one_face"] == pytest.approx(2 / 3)              # of three unstylised samples one shows two faces
+    assert got["true_accepts"] == pytest.approx(accepted * 2 / 3)     # and counts as not accepted
+
+
+def test_digest_sees_every_pixel() -> None:
+    image = np.zeros((2, 4, 4, 3), np.uint8)
+    other = image.copy()
+    other[1, 3, 3, 2] = 1
+    assert bytes_digest(image) != bytes_digest(other)
