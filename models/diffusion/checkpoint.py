@@ -41,8 +41,11 @@ def read(data: bytes, *, training: str) -> Checkpoint:
 
 
 def write_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """Adapter weights as safetensors with a header (training set, recipe, base, trigger...). The same tensors give the same bytes."""
-    return save(dict(sorted(tensors.items())), {"likeness": json.dumps(dict(sorted(header.items()))), "format": "pt"})
+    """Adapter weights as safetensors with a header (training set, recipe, base, trigger...). The same tensors give the same bytes.
+
+    One metadata key only: safetensors writes several in the random order of a hash map, and equal weights had two digests.
+    """
+    return save(dict(sorted(tensors.items())), {"likeness": json.dumps(dict(sorted(header.items())))})
 
 
 def read_adapter(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

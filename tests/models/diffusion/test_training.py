@@ -121,3 +121,13 @@ def test_mask_weights_have_mean_one_and_prefer_the_face() -> None:
     weight = objective.mask_weight(mask, height=16, width=16, background=0.3)
     assert torch.allclose(weight.mean(), torch.tensor(1.0))
     assert torch.allclose(weight[0, 0, 7, 7] / weight[0, 0, 0, 0], torch.tensor(1 / 0.3))
+
+
+def test_equal_weights_are_equal_bytes() -> None:
+    tensors = {"b": torch.ones(2), "a": torch.zeros(3)}
+    header = {"training_set": "x", "recipe": "y", "base": "z"}
+    files = {checkpoint.write_adapter(tensors, header) for _ in range(40)}
+    assert len(files) == 1
+    back, words = checkpoint.read_adapter(files.pop())
+    assert words == header
+    assert torch.equal(back["b"], tensors["b"])
