@@ -14,6 +14,7 @@ from PIL import Image
 
 from likeness.errors import RecipeError
 from likeness.gate import GatePolicy, judge
+from likeness.recipe import Lora
 from likeness.records import (
     Caption,
     Consent,
@@ -165,7 +166,7 @@ def test_it_shows_numbers_prompts_lineage_and_recipe() -> None:
     assert view.verdict is not None
     assert view.verdict.kind == "accepted"
     for expected in ("Accepted", "likeness.ada version 3", "repeats a training photo", "2 faces", "held out", "71.0 s", "400 ms", "found published",
-                     "learning rate", "0.0015", "min snr", "Every link holds", "step 200", "Enough good photos.", "Add one with another light."):
+                     "learning rate", str(Lora().learning_rate), "min snr", "Every link holds", "step 200", "Enough good photos.", "Add one with another light."):
         assert expected in text, expected
     assert "6 of 8 files are used" in text
     assert all(link["key"][:12] in text for link in view.lineage["chain"]) if view.lineage else False

@@ -79,9 +79,10 @@ def test_a_picture_depends_on_its_seed_and_the_adapter(base: bases.Base, inputs:
     with adapted(base, lora.from_file(lora.as_file(result.tensors)), RECIPE):
         changed = sample(base, ["a man"], [1], steps=2)
     again = sample(base, ["a man"], [1], steps=2)
-    assert np.array_equal(plain[0], again[0])
-    assert not np.array_equal(plain[0], plain[1])
-    assert not np.array_equal(plain[0], changed[0])
+    assert np.abs(plain[0].astype(int) - again[0]).max() <= 3      # a batch of another size sums in another order
+    assert np.array_equal(again, sample(base, ["a man"], [1], steps=2))
+    assert np.abs(plain[0].astype(int) - plain[1]).max() > 30
+    assert np.abs(again[0].astype(int) - changed[0]).max() > 30
 
 
 def test_a_loss_that_is_not_finite_ends_its_own_job_alone(base: bases.Base, inputs: TrainingInputs) -> None:
