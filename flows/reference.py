@@ -1,0 +1,55 @@
+"""The reference, written from the code: commands with their options, and every setting with its default, limits and reason.
+
+python -m flows.reference > docs/reference.md        (a test compares the two)
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+
+from flows.cli import app
+from likeness.settings import Settings
+
+EXITS = """| exit code | meaning |
+|---|---|
+| 0 | accepted; inspect: the set can be used; lineage: every digest holds |
+| 1 | something broke; lineage: a digest does not hold |
+| 2 | wrong usage, unusable photos, or the verdict `needs_photos` |
+| 3 | the verdict `retry` or `rejected`, or no Release |"""
+
+
+def render() -> str:
+    """The whole page."""
+    parts = ["# Reference", "", "Written by `python -m flows.reference`; do not edit by hand.", "", "## Commands", ""]
+    command: Any = typer.main.get_command(app)
+    for name, sub in sorted(command.commands.items()):
+        parts += [f"### `likeness {name}`", "", " ".join((sub.help or "").split()), "", "| argument | default | meaning |", "|---|---|---|"]
+        for parameter in sub.params:
+            if parameter.name == "help":
+                continue
+            label = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.name.upper()
+            default = "required" if parameter.required else "" if parameter.default in (None, False) else f"`{parameter.default}`"
+            parts.append(f"| `{label}` | {default} | {getattr(parameter, 'help', '') or ''} |")
+        parts.append("")
+    parts += [EXITS, "", "## Settings", "", "| key | default | limits | reason |", "|---|---|---|---|", *_settings(Settings, ""), ""]
+    return "\n".join(parts)
+
+
+def _settings(model: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            rows += _settings(info.annotation, f"{prefix}{name}.")
+            continue
+        default = "in likeness.toml" if info.is_required() else f"`{info.default!r}`"
+        limits = ", ".join(str(m) for m in info.metadata).replace("|", "\\|")
+        rows.append(f"| `{prefix}{name}` | {default} | {limits} | {(info.description or '').replace('|', ' or ')} |")
+    return rows
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
