@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from models.maquette.vocabulary import SLOTS, compose, slot_prompt
 
@@ -34,6 +35,7 @@ class SlotReader:
     @staticmethod
     def load(folder: Path) -> SlotReader:
         """Read CLIP and its tokenizer from `folder` (safetensors) and embed every slot's phrases once."""
+        transformers_logging.disable_progress_bar()       # the bars of a run are ours
         clip = CLIPModel.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True).eval().requires_grad_(False)
         words = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         texts: dict[str, Tensor] = {}
