@@ -241,7 +241,6 @@ def train_vae(plan: Plan, place: Place) -> bool:
     y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
     face = torch.exp(-(((x - 0.5) / 0.24) ** 4 + ((y - 0.5) / 0.32) ** 4)).to(place.device)
     weight = (1 + 2 * face) / (1 + 2 * face).mean()
-    net = torch.compile(vae) if place.compile else vae
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([plan.seed, 1, step])
@@ -267,7 +266,6 @@ def train_vae(plan: Plan, place: Place) -> bool:
             picture_sheet(torch.cat([real[:8], made[:8], real[8:16], made[8:16]]), place.work / f"vae-{step:06d}.png")
         vae.train()
 
-    del net
     return fit(trained, place, steps=plan.vae_samples // plan.vae_batch, lr=plan.vae_lr, loss_of=loss_of, sheet=sheet)
 
 
@@ -327,8 +325,7 @@ def train_clip(plan: Plan, place: Place) -> bool:
         if rng.random() < 0.5:
             real = real.flip(3)
             for a in attributes:
-                a["view"] = a["view"].translate(str.maketrans("", "")) if "left" not in a["view"] and "right" not in a["view"] else (
-                    a["view"].replace("left", "right") if "left" in a["view"] else a["view"].replace("right", "left"))
+                a["view"] = a["view"].replace("left", "other").replace("right", "left").replace("other", "right")
         real = real * float(rng.uniform(0.9, 1.1)) + float(rng.uniform(-0.08, 0.08))
         dy, dx = (int(d) for d in rng.integers(-6, 7, 2))
         real = torch.roll(real, (dy, dx), (2, 3))
