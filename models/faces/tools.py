@@ -138,7 +138,7 @@ class FaceTools:
         return np.asarray(cv2.GaussianBlur(mask, (0, 0), side / 64), np.uint8)
 
     def sharpness(self, crop: Picture) -> float:
-        """Variance of the Laplacian of the face at 128 px: above 12 is usable, a phone portrait has 200 and more."""
+        """Variance of the Laplacian of the face at 128 px: `IntakePolicy.min_sharpness` says what is usable."""
         unit = crop.shape[0] / align.TIGHT_SIDE_IOD
         cx, cy, r = crop.shape[1] / 2, align.EYE_LINE_REL * crop.shape[0] + 0.4 * unit, 1.3 * unit
         face = crop[max(0, round(cy - r)):round(cy + r), max(0, round(cx - r)):round(cx + r)]

@@ -45,7 +45,7 @@ class Plan:
 
     side_px: int = 128
     vae_channels: tuple[int, ...] = (16, 32, 64, 128)
-    vae_samples: int = 12_000
+    vae_samples: int = 20_800
     vae_batch: int = 4
     vae_lr: float = 1.5e-3
     clip_width: int = 256
@@ -55,7 +55,7 @@ class Plan:
     clip_lr: float = 7e-4
     unet_channels: tuple[int, ...] = (96, 128, 192)
     unet_layers: int = 1
-    unet_samples: int = 260_000
+    unet_samples: int = 112_000
     unet_batch: int = 16
     unet_lr: float = 6e-4
     caption_dropout: float = 0.1
@@ -359,7 +359,7 @@ def train_clip(plan: Plan, place: Place) -> bool:
 # ------------------------------------------------------------------------------------------------------------------------ the UNet
 
 def new_unet(plan: Plan) -> UNet2DConditionModel:
-    """Attention from the 8x8 level down: at 16x16 it cost as much as everything else together and bought nothing (docs/log.md)."""
+    """Attention from the 8x8 level down: at 16x16 too it costs more per image (docs/log.md); what it would buy was not measured."""
     return UNet2DConditionModel(sample_size=plan.side_px // 8, block_out_channels=plan.unet_channels, layers_per_block=plan.unet_layers,
                                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                                 up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

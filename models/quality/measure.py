@@ -53,7 +53,7 @@ def thumbnail(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def appearance_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Root mean squared difference of two thumbnails: 0 the same picture, about 0.25 two pictures of one person."""
+    """Root mean squared difference of two thumbnails: 0 for the same picture."""
     return float(np.sqrt(np.mean((a - b) ** 2)))
 
 
