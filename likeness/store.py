@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -324,17 +325,23 @@ def _sweep(folder: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    if folder.is_dir():
+    while not folder.is_dir():
+        _make_folder(folder.parent)
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            try:
+                made = folder.stat()
+            except FileNotFoundError:
+                if folder.is_symlink():              # it dangles: mkdir will never succeed here
+                    raise
+                continue                             # another process made it and `delete` removed it again, both since we looked
+            if not stat.S_ISDIR(made.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is needed") from None
+        except FileNotFoundError:
+            continue                                 # `delete` removed the empty parent in between
+        _sync_folder(folder.parent)
         return
-    _make_folder(folder.parent)
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is needed") from None
-    except FileNotFoundError:                        # `delete` removed the empty parent in between
-        _make_folder(folder)
-    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -203,6 +203,31 @@ def test_racing_processes_create_once_and_lose_no_swap(folder: LocalStore, root:
     assert list(folder.list("busy/")) == []
 
 
+def test_a_folder_made_and_removed_by_others_between_two_looks_is_made_again(folder: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, lost = Path.mkdir, []
+
+    def lose_the_first_race(self: Path, *arguments: object, **named: object) -> None:
+        if self.name == "busy" and not lost:
+            lost.append(self)
+            raise FileExistsError(17, "File exists", str(self))      # another process made it, and `delete` removed it at once
+        real(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", lose_the_first_race)
+    assert folder.put_if_absent("busy/deep/a", b"x")
+    assert folder.get("busy/deep/a") == b"x"
+    assert lost
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_what_is_no_folder_is_named_not_waited_for(folder: LocalStore, kind: str) -> None:
+    folder.put_if_absent("a", b"")
+    obstacle = folder.root / "busy"
+    obstacle.write_bytes(b"") if kind == "file" else obstacle.symlink_to("nowhere")
+    with pytest.raises(InputError):
+        folder.put_if_absent("busy/deep/a", b"x")
+
+
 def test_reading_creates_nothing(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     assert store.get("a/b") is None
