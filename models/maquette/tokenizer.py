@@ -36,7 +36,8 @@ def _corpus() -> list[str]:
         a |= {"hat_colour": rng.choice(HAIR_COLOURS), "second_colour": a["colour"], "place_colour": a["colour"], "hair_changed": "false",
               "pattern": rng.choice(["plain", "striped", "checked", "polka dot", "ribbed"])}
         captions.append(training_caption(a, rng))
-    return (words * 20 + captions + [f"a photo of {t} person" for t in TRIGGERS for _ in range(50)])
+    # Far more of each trigger than of the one before: between pairs that are equally frequent the trainer chooses at random.
+    return words * 20 + captions + [f"a photo of {t} person" for n, t in enumerate(TRIGGERS, 1) for _ in range(40 * n)]
 
 
 def _train(folder: Path) -> None:
