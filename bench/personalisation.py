@@ -56,7 +56,7 @@ class Wanted:
     @staticmethod
     def of(settings: Settings) -> Wanted:
         """The product's own battery."""
-        every = [(p, seed) for p in settings.battery.prompts for seed in range(settings.battery.seeds)]
+        every = settings.battery.every()
         return Wanted(tuple(p.template for p, _ in every), tuple(s for _, s in every), tuple(p.category == "style" for p, _ in every))
 
 

@@ -17,6 +17,8 @@ from pydantic import Field
 
 from likeness.records import Measurements, Reason, Record, SampleScore, Verdict
 
+STYLISED = "style"             # category of prompts whose samples need not be recognisable
+
 
 class Calibration(Record):
     """Where a threshold comes from."""
@@ -76,7 +78,7 @@ def judge(measured: Measurements, policy: GatePolicy) -> Verdict:
         agree about who this is), `rejected` (nothing measurable).
     """
     scores = measured.scores
-    plain = [s for s in scores if s.category != "style"]
+    plain = [s for s in scores if s.category != STYLISED]
     one_face = _share([s.faces == 1 for s in scores])
     identity = _share([is_person(s, measured, policy) for s in plain])
     copies = _share([is_copy(s, policy) for s in scores])
@@ -108,13 +110,19 @@ def judge(measured: Measurements, policy: GatePolicy) -> Verdict:
     return Verdict.model_validate(dict(
         kind=kind, reasons=tuple(r for _, r in objections),
         scores={"identity_share": identity, "identity_position": median(positions) if positions else None, "one_face_share": one_face,
-                "copy_share": copies, "floor": measured.floor, "ceiling": measured.ceiling,
+                "copy_share": copies, "editability": _editability(scores), "diversity": measured.diversity, "floor": measured.floor, "ceiling": measured.ceiling,
                 "threshold": min(policy.max_distance, measured.threshold)},
         measured=measured.digest, policy=policy.digest, delivered=delivered))
 
 
 def _separated(measured: Measurements) -> bool:
     return math.isfinite(measured.ceiling) and math.isfinite(measured.floor) and measured.floor - measured.ceiling >= 0.05
+
+
+def _editability(scores: Sequence[SampleScore]) -> float | None:
+    """Share of the slots that prompts ask for which are seen in their samples; None if none is asked. Reported, not gated yet."""
+    asked = sum(s.slots_asked for s in scores)
+    return sum(s.slots_right for s in scores) / asked if asked else None
 
 
 def _share(flags: Sequence[bool]) -> float:

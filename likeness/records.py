@@ -193,6 +193,10 @@ class BatteryPrompt(Record):
     template: str
     slots: dict[str, str] = {}
 
+    def text(self, who: str) -> str:
+        """The prompt for one person, e.g. "zqaa woman"."""
+        return self.template.format(who=who)
+
 
 class Sample(Record):
     """One generated picture."""
@@ -200,6 +204,7 @@ class Sample(Record):
     adapter: Digest
     prompt: str
     category: str
+    slots: dict[str, str] = {}            # what must be seen in it for the prompt to count as followed
     seed: int = Field(ge=0)
     image: BlobRef
 
@@ -243,7 +248,21 @@ class Measurements(Record):
     ceiling: float                        # median leave-one-out distance of the subject's own portraits
     floor: float                          # median distance of the impostor bank
     usable_portraits: int = Field(ge=0)
+    diversity: float | None = None        # mean appearance distance between two unstylised samples; None below two
     scores: tuple[SampleScore, ...]
+
+
+class BaseScores(Record):
+    """What a base alone draws on a battery, the bare class noun in place of the subject: what an Adapter's scores stand beside."""
+
+    revision: str                         # of the base
+    battery: Digest
+    noun: str
+    samples: int = Field(ge=1)
+    one_face_share: float = Field(ge=0, le=1)
+    editability: float | None = Field(ge=0, le=1)      # share of the slots that prompts ask for which the base's CLIP sees; None if none is asked
+    by_category: dict[str, float]         # editability of each category of prompts
+    diversity: float | None
 
 
 class Reason(Record):

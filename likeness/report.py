@@ -21,6 +21,7 @@ from likeness.recipe import Recipe
 from likeness.records import (
     Adapter,
     BaseRef,
+    BaseScores,
     Caption,
     Measurements,
     PhotoJudgement,
@@ -32,8 +33,6 @@ from likeness.records import (
     Subject,
     Verdict,
 )
-
-STYLISED = "style"             # the gate does not ask for identity there
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class ReportView:
     policy: GatePolicy | None = None
     verdict: Verdict | None = None
     release: Release | None = None
+    base_scores: BaseScores | None = None
     lineage: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     reused: tuple[str, ...] = ()
@@ -103,6 +103,7 @@ SHARES = {
     "identity_share": ("Recognisably this person", "min_identity_share", "at least"),
     "one_face_share": ("Exactly one face", "min_face_share", "at least"),
     "copy_share": ("Repeats of a training photo", "max_copy_share", "at most"),
+    "editability": ("Prompt details followed", None, ""),
 }
 WORDS = {"accept": "used", "normalise": "used after repair", "reject": "refused", "ignore": "ignored"}
 
@@ -176,7 +177,7 @@ def _passes(score: SampleScore | None, view: ReportView) -> bool | None:
     if score is None or view.policy is None or view.measured is None:
         return None
     alone = score.faces == 1 and not gate.is_copy(score, view.policy)
-    return alone and (score.category == STYLISED or gate.is_person(score, view.measured, view.policy))
+    return alone and (score.category == gate.STYLISED or gate.is_person(score, view.measured, view.policy))
 
 
 def _notes(score: SampleScore | None, view: ReportView) -> list[str]:
@@ -198,7 +199,7 @@ def _scale(view: ReportView) -> dict[str, Any] | None:
     measured, dots = view.measured, []
     for number, score in enumerate(view.measured.scores):
         if score.position is not None:
-            dots.append({"x": 100 * score.position, "y": 34 + 9 * (number * 7 % 5 - 2), "stylised": score.category == STYLISED,
+            dots.append({"x": 100 * score.position, "y": 34 + 9 * (number * 7 % 5 - 2), "stylised": score.category == gate.STYLISED,
                          "passes": _passes(score, view)})
     needed = None
     if view.policy is not None:
@@ -217,9 +218,13 @@ def _shares(view: ReportView) -> list[dict[str, Any]]:
     for name, (label, threshold, direction) in SHARES.items():
         if name in view.verdict.scores:
             value = view.verdict.scores[name]
-            needed = getattr(view.policy, threshold) if view.policy is not None else None
+            needed = getattr(view.policy, threshold) if view.policy is not None and threshold else None
             good = None if value is None or needed is None else (value >= needed if direction == "at least" else value <= needed)
-            rows.append({"label": label, "value": value, "needed": needed, "direction": direction, "good": good})
+            rows.append({"label": label, "value": value, "needed": needed, "direction": direction, "good": good,
+                         "base": getattr(view.base_scores, name, None)})
+    spread, usual = view.verdict.scores.get("diversity"), view.base_scores.diversity if view.base_scores else None
+    if spread is not None and usual:
+        rows.append({"label": "Diversity, of what the base alone draws", "value": min(1.0, spread / usual), "needed": None, "direction": "", "good": None, "base": None})
     return rows
 
 

@@ -44,6 +44,10 @@ class Battery(Record):
     seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt")
     prompts: tuple[BatteryPrompt, ...]
 
+    def every(self) -> list[tuple[BatteryPrompt, int]]:
+        """(prompt, seed) of every sample, in order."""
+        return [(prompt, seed) for prompt in self.prompts for seed in range(self.seeds)]
+
     @field_validator("prompts")
     @classmethod
     def _usable(cls, prompts: tuple[BatteryPrompt, ...]) -> tuple[BatteryPrompt, ...]:

@@ -31,8 +31,8 @@ STAGES: Mapping[StageName, int] = {
     "caption": 1,
     "assemble": 1,
     "train": 1,
-    "sample": 1,
-    "judge": 1,
+    "sample": 2,
+    "judge": 2,
     "register": 1,
 }
 
@@ -46,7 +46,8 @@ SOURCES: Mapping[StageName, tuple[str, ...]] = {
     "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/checkpoint.py", "models/diffusion/dreambooth_lora.py",
               "models/diffusion/lora.py", "models/diffusion/loop.py", "models/diffusion/objective.py"),
     "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/lora.py", "models/diffusion/sampler.py"),
-    "judge": ("tasks/judging.py", "models/quality/measure.py", "models/faces/tools.py", "models/faces/align.py", "likeness/gate.py"),
+    "judge": ("tasks/judging.py", "models/quality/measure.py", "models/faces/tools.py", "models/faces/align.py", "models/captions/slots.py",
+              "models/maquette/vocabulary.py", "likeness/gate.py"),
     "register": ("tasks/registering.py", "likeness/registry.py", "likeness/dossier.py"),
 }
 

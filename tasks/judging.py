@@ -28,7 +28,7 @@ def judge_samples(subject: str, training_set: StageRef, samples: StageRef) -> Ou
     tools = runtime()
     policy = tools.settings.gate
     call = Call(stage="judge", subject=subject, inputs=(training_set, samples),
-                params={"policy": policy.plain(), "bank": tools.bank.digest, "backend": tools.faces.name})
+                params={"policy": policy.plain(), "bank": tools.bank.digest, "backend": tools.faces.name, "slots": tools.slots_digest})
     return tools.once(call, lambda claim: judgement(tools, tools.open(training_set, subject, TrainingSet), tools.open(samples, subject, SampleSet), claim), Judgement)
 
 
@@ -40,7 +40,8 @@ def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, claim
         image = pictures.get(tools.store, sample.image)
         faces = tools.faces.find_faces(image)
         vector = tools.faces.embed_faces(image, faces)[0] if len(faces) == 1 else None
-        seen.append(measure.Seen(sample.image.sha256, sample.category, len(faces), vector, measure.thumbnail(image)))
+        right, asked = measure.slots_seen(sample.slots, tools.slots.read(image[None])[0]) if sample.slots else (0, 0)
+        seen.append(measure.Seen(sample.image.sha256, sample.category, len(faces), vector, measure.thumbnail(image), right, asked))
         tell(number + 1, "")
         if claim is not None and number % 8 == 0:
             claim.beat(f"looked at {number + 1} of {len(samples.samples)} samples")

@@ -68,6 +68,7 @@ def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe,
         subject=tools.standing(subject).subject, photos=tuple(photos), set_judgement=intake.set, portraits=tuple(portraits), recipe=recipe, base=tools.base_ref,
         adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), measured=judgement_.measured if judgement_ else None,
         policy=tools.settings.gate, verdict=judgement_.verdict if judgement_ else verdict, release=release,
+        base_scores=tools.base_scores(tools.standing(subject).subject.noun),
         lineage=walk(store, subject, release).as_json(), seconds=seconds, code=code_version())
 
 

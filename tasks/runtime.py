@@ -19,7 +19,7 @@ from likeness import digest
 from likeness.errors import ConsentMissing, InputError, IntegrityError, SubjectForgotten
 from likeness.lineage import note_base, note_code
 from likeness.once import Claim, once
-from likeness.records import BaseRef, Enrolment, Record
+from likeness.records import BaseRef, BaseScores, Enrolment, Record
 from likeness.settings import Settings, load_settings
 from likeness.stages import Call, Published, StageRef
 from likeness.store import LocalStore, Store
@@ -111,6 +111,12 @@ class Tools:
         from models.maquette.companions import read_bank
 
         return read_bank()
+
+    def base_scores(self, noun: str) -> BaseScores | None:
+        """What the base alone draws on this battery; None if nobody measured it for this base, battery and noun."""
+        from models.maquette.companions import read_base_scores
+
+        return read_base_scores(noun, revision=self.base_ref.revision, battery=self.settings.battery.digest)
 
     def class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
         """Class pictures for prior preservation (M, S, S, 3) at the base's resolution, with their captions."""

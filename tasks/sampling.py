@@ -28,15 +28,11 @@ def sample_battery(subject: str, training_set: StageRef, adapter: StageRef, reci
                                                   battery, claim), SampleSet)
 
 
-def prompts_of(battery: Battery, who: str) -> list[tuple[str, str, int]]:
-    """(category, prompt, seed) of every sample of a battery, in its order."""
-    return [(p.category, p.template.format(who=who), seed) for p in battery.prompts for seed in range(battery.seeds)]
-
-
 def _sample(tools: Tools, call: Call, training_set: TrainingSet, adapter: Adapter, battery: Battery, claim: Claim) -> SampleSet:
     base, sampling = tools.base, tools.settings.sampling
     tensors, _ = checkpoint.read_adapter(weights_of(tools.store, adapter))
-    wanted = prompts_of(battery, f"{training_set.trigger} {training_set.noun}")
+    who = f"{training_set.trigger} {training_set.noun}"
+    wanted = battery.every()
     tell = tools.progress(call.stage, len(wanted))
 
     def progress(done: int, total: int) -> None:
@@ -44,8 +40,9 @@ def _sample(tools: Tools, call: Call, training_set: TrainingSet, adapter: Adapte
         claim.beat(f"sample {done} of {total}")
 
     with adapted(base, lora.from_file(tensors), RECIPE.validate_python(call.params["recipe"], strict=False)):
-        images = sample(base, [prompt for _, prompt, _ in wanted], [seed for _, _, seed in wanted], steps=sampling.steps,
+        images = sample(base, [prompt.text(who) for prompt, _ in wanted], [seed for _, seed in wanted], steps=sampling.steps,
                         guidance=sampling.guidance, batch=sampling.batch, progress=progress)
-    samples = tuple(Sample(adapter=adapter.digest, prompt=prompt, category=category, seed=seed, image=pictures.put(tools.store, f"subjects/{call.subject}/samples", image))
-                    for (category, prompt, seed), image in zip(wanted, images, strict=True))
+    samples = tuple(Sample(adapter=adapter.digest, prompt=prompt.text(who), category=prompt.category, slots=prompt.slots, seed=seed,
+                           image=pictures.put(tools.store, f"subjects/{call.subject}/samples", image))
+                    for (prompt, seed), image in zip(wanted, images, strict=True))
     return SampleSet(adapter=adapter.digest, battery=battery.digest, samples=samples)

@@ -1,5 +1,6 @@
 """What ships beside the maquette's weights, made by `python -m models.maquette.companions`: class pictures for prior preservation (drawn by
-the maquette itself) and the bank of impostors (rendered people that nobody personalises, with their face embeddings).
+the maquette itself), its own scores on the battery, and the bank of impostors (rendered people that nobody personalises, with their face
+embeddings).
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from likeness.errors import IntegrityError, UnknownBase
+from likeness.records import BaseScores
+from models.maquette.vocabulary import NOUNS, training_caption
 
 HERE = Path(__file__).parent
 CLASS_FOLDER, BANK_FOLDER = HERE / "class_pictures", HERE / "bank"
 CLASS_COUNT = 48              # per sex: one per step of batch 4 is then seen about eight times in 200 steps
 BANK_SIZE = 200
+SCORES_FILE = HERE / "base_scores.json"
+SCORE_SEEDS = 8               # of each prompt of the battery
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,44 @@ def read_class_pictures(noun: str, *, side_px: int) -> tuple[NDArray[np.uint8], 
     return np.stack(pictures), words
 
 
+def read_base_scores(noun: str, *, revision: str, battery: str) -> BaseScores | None:
+    """The shipped scores of the maquette alone, if they are of this revision, battery (digest) and class noun."""
+    every = [BaseScores.model_validate_json(json.dumps(s)) for s in json.loads(SCORES_FILE.read_text())]
+    return next((s for s in every if (s.noun, s.revision, s.battery) == (noun, revision, battery)), None)
+
+
+def make_base_scores() -> None:
+    """Draw the default battery with the maquette alone, for each class noun, and measure what is drawn."""
+    from likeness import gate
+    from likeness.settings import load_settings
+    from models.captions.slots import SlotReader
+    from models.diffusion import bases
+    from models.diffusion.sampler import sample
+    from models.faces.tools import dlib_tools
+    from models.quality import measure
+
+    base, faces, reader, settings = bases.load("maquette"), dlib_tools(), SlotReader.load(HERE / "weights" / "clip"), load_settings()
+    wanted = settings.battery.model_copy(update={"seeds": SCORE_SEEDS}).every()
+    scores = []
+    for noun in (*NOUNS.values(), "person"):
+        images = sample(base, [p.text(noun) for p, _ in wanted], [s for _, s in wanted], steps=settings.sampling.steps, guidance=settings.sampling.guidance)
+        by_category: dict[str, list[int]] = {}
+        for (prompt, _), answer in zip(wanted, reader.read(images), strict=True):
+            right, asked = measure.slots_seen(prompt.slots, answer)
+            by_category.setdefault(prompt.category, []).extend([1] * right + [0] * (asked - right))
+        flags = [flag for category in by_category.values() for flag in category]
+        scores.append(BaseScores(
+            revision=base.ref.revision, battery=settings.battery.digest, noun=noun, samples=len(images),
+            one_face_share=float(np.mean([len(faces.find_faces(image)) == 1 for image in images])), editability=float(np.mean(flags)) if flags else None,
+            by_category={c: float(np.mean(f)) for c, f in by_category.items() if f},
+            diversity=measure.diversity([measure.thumbnail(i) for i, (p, _) in zip(images, wanted, strict=True) if p.category != gate.STYLISED])))
+    SCORES_FILE.write_text(json.dumps([s.plain() for s in scores], indent=1) + "\n")
+
+
 def make_class_pictures(rows: Sequence[dict[str, str]]) -> None:
     """Draw class pictures with the maquette, from captions of the training rows, evenly over women and men."""
     from models.diffusion import bases
     from models.diffusion.sampler import sample
-    from models.maquette.vocabulary import NOUNS, training_caption
 
     base = bases.load("maquette")
     CLASS_FOLDER.mkdir(exist_ok=True)
@@ -141,7 +179,7 @@ def main() -> None:
     from models.maquette import data
 
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("what", choices=["classes", "bank"], nargs="+")
+    p.add_argument("what", choices=["classes", "scores", "bank"], nargs="+")
     p.add_argument("--work", type=Path, required=True, help="work folder of pretrain: its crops are read")
     a = p.parse_args()
     crops, rows = data.load(a.work / "data")
@@ -149,6 +187,8 @@ def main() -> None:
         make_bank(crops, rows)
     if "classes" in a.what:
         make_class_pictures(rows)
+    if "scores" in a.what:
+        make_base_scores()
 
 
 if __name__ == "__main__":

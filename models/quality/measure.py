@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,8 @@ class Seen:
     faces: int | None
     embedding: Vectors | None
     thumbnail: NDArray[np.float32]
+    slots_right: int = 0
+    slots_asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,17 @@ def thumbnail(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
 def appearance_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Root mean squared difference of two thumbnails: 0 for the same picture."""
     return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+def slots_seen(asked: Mapping[str, str], seen: Mapping[str, tuple[str, float]]) -> tuple[int, int]:
+    """(right, asked): how many of the slots that a prompt asks for a reader saw in the picture; a slot it does not know is not seen."""
+    return sum(slot in seen and seen[slot][0] == value for slot, value in asked.items()), len(asked)
+
+
+def diversity(thumbnails: Sequence[NDArray[np.float32]]) -> float | None:
+    """Mean appearance distance over all pairs of pictures: 0 if all are the same; None below two."""
+    pairs = [appearance_distance(a, b) for i, a in enumerate(thumbnails) for b in thumbnails[:i]]
+    return float(np.mean(pairs)) if pairs else None
 
 
 def leave_one_out(own: Vectors) -> float:
@@ -84,6 +97,6 @@ def measure(samples: Sequence[Seen], references: References, *, backend: str, ba
         nearest = min((appearance_distance(seen.thumbnail, t) for t in references.training), default=None)
         findings = () if seen.faces == 1 else (Finding(kind="no_face" if not seen.faces else "extra_face", score=1.0),)
         scores.append(SampleScore(image=seen.image, category=seen.category, faces=seen.faces, identity_distance=distance, position=position,
-                                  nearest_training=nearest, findings=findings))
+                                  nearest_training=nearest, findings=findings, slots_right=seen.slots_right, slots_asked=seen.slots_asked))
     return Measurements(backend=backend, bank=bank, threshold=threshold, ceiling=ceiling if np.isfinite(ceiling) else floor, floor=floor,
-                        usable_portraits=len(references.own), scores=tuple(scores))
+                        usable_portraits=len(references.own), diversity=diversity([s.thumbnail for s in samples if s.category != gate.STYLISED]), scores=tuple(scores))

@@ -70,3 +70,9 @@ def test_position_is_between_floor_and_ceiling_and_none_without_a_difference() -
     assert position(0.45, floor=0.5, ceiling=0.5) is None
     assert position(float("nan"), floor=0.65, ceiling=0.25) is None
     assert is_copy(score(nearest=0.05), POLICY)
+
+
+def test_editability_is_the_share_of_asked_slots_and_none_when_none_is_asked() -> None:
+    scores = [score().model_copy(update={"slots_right": right, "slots_asked": asked}) for right, asked in ((1, 2), (0, 1), (0, 0))]
+    assert judge(measured(*scores), POLICY).scores["editability"] == pytest.approx(1 / 3)
+    assert judge(measured(*scores[2:]), POLICY).scores["editability"] is None

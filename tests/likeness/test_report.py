@@ -16,6 +16,7 @@ from likeness.errors import RecipeError
 from likeness.gate import GatePolicy, judge
 from likeness.recipe import Lora
 from likeness.records import (
+    BaseScores,
     Caption,
     Consent,
     Measurements,
@@ -216,3 +217,18 @@ def test_it_shows_rendered_people(rendered_users: Path) -> None:
     html = render_report(whole_view(files))
     assert html.count("data:image/webp;base64,") >= 25
     read(html)
+
+
+def test_the_base_alone_stands_beside_what_the_adapter_reaches_and_is_left_out_where_nobody_measured_it() -> None:
+    view = whole_view()
+    assert view.measured is not None
+    assert view.policy is not None
+    measured = view.measured.model_copy(update={"diversity": 0.15})
+    base = BaseScores(revision="1", battery="e" * 64, noun="woman", samples=64, one_face_share=0.97, editability=0.41, by_category={"place": 0.41}, diversity=0.2)
+    view = ReportView(**(vars(view) | {"verdict": judge(measured, view.policy)}))
+    text = read(render_report(ReportView(**(vars(view) | {"base_scores": base})))).text
+    for expected in ("base alone 97\u00a0%", "base alone 41\u00a0%", "Prompt details followed", "75\u00a0%"):
+        assert expected in text, expected
+    alone = read(render_report(view)).text
+    assert "base alone" not in alone
+    assert "Prompt details followed" in alone

@@ -1,0 +1,36 @@
+"""What the gate reads beside identity: slots that are seen, and how unlike each other samples are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from likeness.settings import load_settings
+from models.diffusion import bases
+from models.maquette.companions import read_base_scores
+from models.quality.measure import diversity, slots_seen, thumbnail
+
+
+@pytest.mark.parametrize(("asked", "right"), [
+    ({}, (0, 0)), ({"hat": "beanie"}, (1, 1)), ({"hat": "fedora"}, (0, 1)), ({"hat": "beanie", "place": "moon"}, (1, 2)),
+], ids=["nothing asked", "seen", "another value", "a slot the reader does not know"])
+def test_slots_seen(asked: dict[str, str], right: tuple[int, int]) -> None:
+    assert slots_seen(asked, {"hat": ("beanie", 0.9)}) == right
+
+
+def test_diversity_is_zero_for_one_picture_repeated_and_grows_with_the_difference() -> None:
+    grey, light, white = (thumbnail(np.full((64, 64, 3), v, np.uint8)) for v in (100, 150, 250))
+    assert diversity([grey]) is None
+    assert diversity([grey, grey, grey]) == 0.0
+    assert diversity([grey, light]) == pytest.approx(50 / 255, abs=1e-3)
+    assert diversity([grey, white]) > diversity([grey, light])
+
+
+@pytest.mark.parametrize("noun", ["man", "woman", "person"])
+def test_the_shipped_base_scores_are_of_the_shipped_base_and_battery(noun: str) -> None:
+    revision, battery = bases.reference("maquette").revision, load_settings().battery.digest
+    scores = read_base_scores(noun, revision=revision, battery=battery)
+    assert scores is not None
+    assert scores.one_face_share >= 0.8
+    assert read_base_scores(noun, revision="another", battery=battery) is None
+    assert read_base_scores(noun, revision=revision, battery="another") is None
