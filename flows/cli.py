@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from likeness.errors import LikenessError, RecipeError
+from likeness.intake.sources import STORE_SCHEME, open_source
 from likeness.settings import Settings, load_settings
 
 app = typer.Typer(name="likeness", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -23,6 +24,7 @@ app = typer.Typer(name="likeness", no_args_is_help=True, add_completion=False, r
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; everything else goes to standard error.")]
+PhotosArgument = Annotated[str, typer.Argument(help="Photos of one person: a folder, a .zip, or store:PREFIX/ for photos in the store.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A likeness.toml to use instead of the one in this folder.", dir_okay=False)]
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
 EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
@@ -34,11 +36,11 @@ def demo(as_json: Json = False, config: Config = None) -> None:
     photos = Path(__file__).parents[1] / "examples" / "demo"
     if not photos.is_dir():
         raise RecipeError("the demo photos lie in the repository, under examples/demo: run `make demo` in a checkout")
-    _personalize(photos, "demo", "man", "rendered: nobody needs to consent", as_json, config)
+    _personalize(str(photos), "demo", "man", "rendered: nobody needs to consent", as_json, config)
 
 
 @app.command()
-def run(photos: Annotated[Path, typer.Argument(help="A folder with photos of one person.")], subject: SubjectOption,
+def run(photos: PhotosArgument, subject: SubjectOption,
         noun: Annotated[str, typer.Option("--class", help="What the subject is: man, woman or person.")] = "person",
         consent: Annotated[str, typer.Option(help="Who allowed this: a reference into your own records.")] = "operator",
         as_json: Json = False, config: Config = None) -> None:
@@ -46,7 +48,7 @@ def run(photos: Annotated[Path, typer.Argument(help="A folder with photos of one
     _personalize(photos, subject, noun, consent, as_json, config)
 
 
-def _personalize(photos: Path, subject: str, noun: str, consent: str, as_json: bool, config: Path | None) -> None:
+def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bool, config: Path | None) -> None:
     from pydantic import ValidationError
 
     from likeness.records import Consent, Enrolment, Subject
@@ -57,7 +59,7 @@ def _personalize(photos: Path, subject: str, noun: str, consent: str, as_json: b
     except ValidationError as e:
         raise RecipeError("; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors(include_input=False))) from e
     with _watching(settings) as tools:
-        tools.enrol(Enrolment(subject=who, source=str(photos.resolve())))
+        tools.enrol(Enrolment(subject=who, source=photos if photos.startswith(STORE_SCHEME) else str(Path(photos).resolve())))
         from flows.personalize import personalize
 
         result = personalize(subject)
@@ -69,14 +71,16 @@ def _personalize(photos: Path, subject: str, noun: str, consent: str, as_json: b
 
 
 @app.command()
-def inspect(photos: Annotated[Path, typer.Argument(help="A folder with photos of one person.")], as_json: Json = False, config: Config = None) -> None:
+def inspect(photos: PhotosArgument, as_json: Json = False, config: Config = None) -> None:
     """Judge photos without keeping anything: which are used, which are not and why, what the set lacks."""
     from models.faces.photos import inspect_photos
     from models.faces.tools import dlib_tools
+    from tasks.runtime import Tools
 
     settings = load_settings(config)
+    source = open_source(photos, store=Tools(settings).store, policy=settings.intake)
     with _bars() as show:
-        found = inspect_photos(photos, tools=dlib_tools(), policy=settings.intake, progress=lambda done, total: show("inspect", done, total, ""))
+        found = inspect_photos(source, tools=dlib_tools(), policy=settings.intake, progress=lambda done, total: show("inspect", done, total, ""))
     if as_json:
         _print_json(found.as_json())
     else:

@@ -39,7 +39,7 @@ STAGES: Mapping[StageName, int] = {
 # The source files whose change may change a stage's output, relative to the repository.
 SOURCES: Mapping[StageName, tuple[str, ...]] = {
     "ingest": ("tasks/ingesting.py", "models/faces/photos.py", "models/faces/tools.py", "models/faces/align.py", "likeness/intake/decode.py",
-               "likeness/intake/decoder_child.py", "likeness/intake/reasons.py"),
+               "likeness/intake/decoder_child.py", "likeness/intake/reasons.py", "likeness/intake/sets.py", "likeness/intake/sources.py"),
     "crop": ("tasks/preparing.py", "tasks/pictures.py", "models/faces/tools.py", "models/faces/align.py"),
     "caption": ("tasks/preparing.py", "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "assemble": ("tasks/preparing.py",),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from prefect import task
 
 from likeness import digest
 from likeness.errors import UnusablePhotos
+from likeness.intake.sources import Source, open_source
 from likeness.once import Claim
 from likeness.records import Intake, Photo
 from likeness.stages import Call
-from models.faces.photos import inspect_photos, read_file, walk
+from models.faces.photos import inspect_photos
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -22,24 +22,24 @@ from tasks.runtime import Outcome, Tools, runtime
 def ingest_photos(subject: str) -> Outcome:
     """Read the subject's source, judge every file, keep what can be used."""
     tools = runtime()
-    source = Path(tools.standing(subject).source)
-    files = source_digest(tools, source)
+    source = open_source(tools.standing(subject).source, store=tools.store, policy=tools.settings.intake)
+    files = source_digest(source)
     call = Call(stage="ingest", subject=subject, params={"files": files, "policy": tools.settings.intake.plain(), "backend": tools.faces.name})
     return tools.once(call, lambda claim: _ingest(tools, call, source, claim), Intake)
 
 
-def source_digest(tools: Tools, source: Path) -> str:
+def source_digest(source: Source) -> str:
     """Digest of the names and bytes of a source: names are part of what intake reports, so a renamed file is judged anew."""
     entries = []
-    for name, path in walk(source):
-        data = read_file(path, tools.settings.intake)
-        entries.append([name, hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.reason])
+    for entry in source.entries():
+        data = entry.read()
+        entries.append([entry.name, hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.reason])
     if not entries:
-        raise UnusablePhotos("the folder of photos is empty: put photos of one person into it")
+        raise UnusablePhotos("the source of photos is empty: put photos of one person into it")
     return digest.of_json(entries)
 
 
-def _ingest(tools: Tools, call: Call, source: Path, claim: Claim) -> Intake:
+def _ingest(tools: Tools, call: Call, source: Source, claim: Claim) -> Intake:
     tell = tools.progress(call.stage, 0)
 
     def progress(done: int, total: int) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,18 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from likeness.errors import InputError
 from likeness.intake.decode import Decoded, Decoder
 from likeness.intake.policy import IntakePolicy
 from likeness.intake.reasons import Refusal
 from likeness.intake.sets import Look, advise, find_person, judge_set
+from likeness.intake.sources import Entry, Source, sidecars
 from likeness.records import PhotoJudgement, SetJudgement
 from models.faces import align
 from models.faces.tools import Face, FaceTools
 
 LITTER = {"thumbs.db", "desktop.ini", ".ds_store"}
 NO_PHOTOS = {".txt", ".json", ".xml", ".xmp", ".aae", ".md", ".csv", ".ini", ".db", ".log"}
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -62,66 +59,32 @@ class Inspection:
         return {"photos": [j.plain() for j in self.judgements], "set": self.set.plain()}
 
 
-def walk(source: Path) -> Iterator[tuple[str, str]]:
-    """(printable name, path) of all files below a folder, in a stable order, and of folders that are named like photos; links are named, never followed."""
-    if not source.is_dir():
-        raise InputError("the source of photos is not a folder: name a folder that holds photos of one person")
-    for folder, folders, files in os.walk(source, followlinks=False):
-        folders.sort()
-        odd = [f for f in folders if os.path.islink(os.path.join(folder, f)) or os.path.splitext(f)[1].lower() in PHOTO_ENDINGS]
-        for name in sorted([*files, *odd]):
-            path = os.path.join(folder, name)
-            relative = os.path.relpath(path, source).replace(os.sep, "/")
-            yield os.fsencode(relative).decode("utf-8", "backslashreplace"), path
-
-
-def read_file(path: str, policy: IntakePolicy) -> bytes | Refusal:
-    """The bytes of a regular file within the size limit, opened so that neither a link nor a pipe can catch us."""
-    try:
-        before = os.lstat(path)
-        if stat.S_ISREG(before.st_mode) and not before.st_mode & 0o444:      # root may read it all the same: its owner meant nobody to
-            return Refusal("unreadable", "the file may not be read: check its permissions")
-        if not stat.S_ISREG(before.st_mode):
-            return Refusal("not_a_regular_file", "this is no ordinary file: copy the photo itself into the folder")
-        if before.st_size > policy.max_file_bytes:
-            return Refusal("too_large_bytes", f"{before.st_size / 1e6:.0f} MB, at most {policy.max_file_bytes / 1e6:.0f} MB are read: export the photo as JPEG")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return Refusal("not_a_regular_file", "this is no ordinary file: copy the photo itself into the folder")
-            data = file.read(policy.max_file_bytes + 1)
-    except OSError:
-        return Refusal("unreadable", "the file may not be read: check its permissions")
-    if len(data) > policy.max_file_bytes:
-        return Refusal("too_large_bytes", f"more than {policy.max_file_bytes / 1e6:.0f} MB: export the photo as JPEG")
-    return data
-
-
-def inspect_photos(source: Path, *, tools: FaceTools, policy: IntakePolicy, progress: Callable[[int, int], None] | None = None) -> Inspection:
-    """Judge every file below `source`, then the set.
+def inspect_photos(source: Source, *, tools: FaceTools, policy: IntakePolicy, progress: Callable[[int, int], None] | None = None) -> Inspection:
+    """Judge every file of `source`, then the set.
 
     Raises:
-        InputError: if `source` is no folder.
+        InputError: if `source` cannot be read as a whole.
     """
-    files = list(walk(source))
+    entries = source.entries()
+    words = sidecars(entries)
     verdicts: dict[str, PhotoJudgement] = {}
     candidates: list[AcceptedPhoto] = []
     seen: dict[str, str] = {}
     with Decoder(policy) as decoder:
-        for number, (name, path) in enumerate(files):
+        for number, entry in enumerate(entries):
             if number >= policy.max_photos:
                 found: AcceptedPhoto | Refusal | None = Refusal("too_many_files", f"only the first {policy.max_photos} files are looked at")
             else:
-                found = _judge_file(name, path, decoder, tools, policy, seen)
+                found = _judge_file(entry, words.get(entry.name), decoder, tools, policy, seen)
             if isinstance(found, AcceptedPhoto):
                 candidates.append(found)
             else:
-                verdicts[name] = (_refused(name, found) if found is not None else
-                                  PhotoJudgement(name=name, verdict="ignore", reason="not_a_photo", message="not a photo: not counted"))
+                verdicts[entry.name] = (_refused(entry.name, found) if found is not None else
+                                        PhotoJudgement(name=entry.name, verdict="ignore", reason="not_a_photo", message="not a photo: not counted"))
             if progress is not None:
-                progress(number + 1, len(files))
+                progress(number + 1, len(entries))
     kept, judged = _judge_people(candidates, verdicts, tools, policy)
-    return Inspection([verdicts[name] for name, _ in files], judged, kept)
+    return Inspection([verdicts[e.name] for e in entries], judged, kept)
 
 
 def _judge_people(candidates: list[AcceptedPhoto], verdicts: dict[str, PhotoJudgement], tools: FaceTools,
@@ -154,13 +117,11 @@ def _refused(name: str, refusal: Refusal) -> PhotoJudgement:
     return PhotoJudgement(name=name, verdict="ignore" if refusal.ignored else "reject", reason=refusal.reason, message=refusal.message)
 
 
-def _judge_file(name: str, path: str, decoder: Decoder, tools: FaceTools, policy: IntakePolicy, seen: dict[str, str]) -> AcceptedPhoto | Refusal | None:
-    base = name.rsplit("/", 1)[-1].lower()
-    if base in LITTER or base.startswith("._") or "__macosx/" in name.lower() or os.path.splitext(base)[1] in NO_PHOTOS:
+def _judge_file(entry: Entry, words: Entry | None, decoder: Decoder, tools: FaceTools, policy: IntakePolicy, seen: dict[str, str]) -> AcceptedPhoto | Refusal | None:
+    base = entry.name.rsplit("/", 1)[-1].lower()
+    if base in LITTER or base.startswith("._") or "__macosx/" in entry.name.lower() or os.path.splitext(base)[1] in NO_PHOTOS:
         return None
-    if os.path.isdir(path) and not os.path.islink(path):
-        return Refusal("not_a_regular_file", "a folder named like a photo: not counted, what lies in it is judged", ignored=True)
-    data = read_file(path, policy)
+    data = entry.read()
     if isinstance(data, Refusal):
         return data
     if not data:
@@ -168,14 +129,14 @@ def _judge_file(name: str, path: str, decoder: Decoder, tools: FaceTools, policy
     sha = hashlib.sha256(data).hexdigest()
     if sha in seen:
         return Refusal("duplicate", f"the same file as {seen[sha]}")
-    seen[sha] = name
+    seen[sha] = entry.name
     decoded = decoder.decode(data)
     if isinstance(decoded, Refusal):
         return decoded
-    return _judge_face(name, path, sha, decoded, tools, policy)
+    return _judge_face(entry.name, words, sha, decoded, tools, policy)
 
 
-def _judge_face(name: str, path: str, sha: str, decoded: Decoded, tools: FaceTools, policy: IntakePolicy) -> AcceptedPhoto | Refusal:
+def _judge_face(name: str, words: Entry | None, sha: str, decoded: Decoded, tools: FaceTools, policy: IntakePolicy) -> AcceptedPhoto | Refusal:
     pixels = decoded.pixels
     if min(decoded.declared_px) < policy.min_side_px:
         return Refusal("too_small", f"{decoded.declared_px[0]} x {decoded.declared_px[1]} px, the short side needs {policy.min_side_px}: use the original")
@@ -205,8 +166,7 @@ def _judge_face(name: str, path: str, sha: str, decoded: Decoded, tools: FaceToo
         return Refusal("low_contrast", "the face hardly stands out: use a clearer photo")
     if sharpness < policy.min_sharpness:
         return Refusal("too_blurry", f"the face is blurred (sharpness {sharpness:.0f}, {policy.min_sharpness:.0f} needed): use a sharper photo")
-    words = Path(path).with_suffix(".txt")
-    text = read_file(str(words), policy) if words.is_file() else None
+    text = words.read() if words is not None else None
     sidecar = text.decode("utf-8", "replace").strip()[:2000] if isinstance(text, bytes) and text.strip() else None
     grey = cv2.cvtColor(align.crop(pixels, align.fit(face.points), side_px=64), cv2.COLOR_RGB2GRAY).astype(np.float64)
     grey -= grey.mean()

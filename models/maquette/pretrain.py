@@ -398,7 +398,7 @@ def new_unet(plan: Plan) -> UNet2DConditionModel:
 def new_scheduler() -> DDIMScheduler:
     """v-prediction with zero terminal SNR (arXiv 2305.08891): plain black and white backgrounds need it."""
     return DDIMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-                         rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+                         rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1)
 
 
 def load_vae(plan: Plan, place: Place) -> AutoencoderKL:
@@ -533,7 +533,7 @@ def export(plan: Plan, place: Place, out: Path) -> None:
     CLIPImageProcessor(size={"shortest_edge": plan.side_px}, crop_size=plan.side_px, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(target / "clip")
     (target / "plan.json").write_text(json.dumps(asdict(plan), indent=1) + "\n")
     bases.write_manifest(target)
-    StableDiffusionPipeline.from_pretrained(target, torch_dtype=torch.float32)
+    StableDiffusionPipeline.from_pretrained(target, dtype=torch.float32)
     CLIPModel.from_pretrained(target / "clip")
     shutil.rmtree(out, ignore_errors=True)
     target.rename(out)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from likeness.intake.policy import IntakePolicy
+from likeness.intake.sources import Folder, ZipArchive
 from likeness.records import PhotoJudgement
 from models.faces import align
 from models.faces.photos import Inspection, inspect_photos
@@ -38,7 +40,7 @@ def manifest(corpus: Path) -> dict[str, Any]:
 
 
 def look(folder: Path, tools: FaceTools, **policy: Any) -> Inspection:
-    return inspect_photos(folder, tools=tools, policy=IntakePolicy(**policy))
+    return inspect_photos(Folder(folder, IntakePolicy(**policy)), tools=tools, policy=IntakePolicy(**policy))
 
 
 def named(inspection: Inspection) -> dict[str, PhotoJudgement]:
@@ -224,3 +226,20 @@ def test_a_crop_is_upright_and_its_eyes_lie_where_they_should(corpus: Path, tool
     assert again is not None
     found = align.fit(again.points)
     assert abs(found.roll_deg) < 6 and abs(found.eyes_px[0] - 128) < 10 and abs(found.eyes_px[1] - align.EYE_LINE_REL * 256) < 10
+
+
+def test_a_zip_is_judged_like_its_folder_and_an_archive_in_it_is_no_photo(root: Path, tools: FaceTools, tmp_path: Path) -> None:
+    photos = sorted((root / "examples" / "demo").glob("*.jpg"))[:6]
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as inner:
+        inner.write(photos[0], "a.jpg")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in [*photos, tmp_path / "inner.zip"]:
+            archive.write(file, file.name)
+            shutil.copy(file, folder)
+    policy = IntakePolicy()
+    zipped = inspect_photos(ZipArchive(tmp_path / "photos.zip", policy), tools=tools, policy=policy)
+    assert zipped.as_json() == look(folder, tools).as_json()
+    assert zipped.set.verdict == "ok"
+    assert named(zipped)["inner.zip"].reason == "unsupported_format"

@@ -69,7 +69,7 @@ def test_all_stages_end_in_a_pipeline_that_plain_diffusers_loads(place: pretrain
     out = tmp_path / "weights"
     pretrain.export(plan, place, out)
     assert {p.suffix for p in out.rglob("*") if p.is_file()} <= {".json", ".safetensors", ".txt"}
-    pipe = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(out, dtype=torch.float32, safety_checker=None)
     image = pipe("a photo of a woman", num_inference_steps=2, output_type="np", height=32, width=32).images[0]
     assert image.shape == (32, 32, 3)
     assert np.isfinite(image).all()
