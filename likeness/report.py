@@ -108,6 +108,21 @@ SHARES = {
 WORDS = {"accept": "used", "normalise": "used after repair", "reject": "refused", "ignore": "ignored"}
 
 
+def render_contact_sheet(photos: Sequence[PhotoView], judgement: SetJudgement, *, code: str) -> str:
+    """What `likeness inspect` shows, as one HTML document.
+
+    Raises:
+        RecipeError: if a thumbnail is not PNG, WebP or JPEG.
+    """
+    return _template("contact_sheet.html.j2").render(**_photos(photos, judgement), code=code)
+
+
+def _photos(photos: Sequence[PhotoView], judgement: SetJudgement | None) -> dict[str, Any]:
+    """What photos.html.j2 reads."""
+    used = [p for p in photos if p.judgement.verdict in ("accept", "normalise")]
+    return {"photos": photos, "set_judgement": judgement, "used": used, "refused": [p for p in photos if p not in used], "words": WORDS}
+
+
 def render_report(view: ReportView) -> str:
     """The whole HTML document.
 
@@ -115,10 +130,8 @@ def render_report(view: ReportView) -> str:
         RecipeError: if a picture of the view is not PNG, WebP or JPEG.
     """
     title, lead = HEADLINES[view.verdict.kind if view.verdict else None]
-    return _template().render(
-        view=view, title=title, lead=lead, kind=view.verdict.kind if view.verdict else "none", words=WORDS,
-        used=[p for p in view.photos if p.judgement.verdict in ("accept", "normalise")],
-        refused=[p for p in view.photos if p.judgement.verdict not in ("accept", "normalise")],
+    return _template("report.html.j2").render(
+        **_photos(view.photos, view.set_judgement), view=view, title=title, lead=lead, kind=view.verdict.kind if view.verdict else "none",
         groups=_by_prompt(view), scale=_scale(view), shares=_shares(view), curve=_curve(view.adapter.losses if view.adapter else ()),
         timings=_timings(view), recipe=list(flatten(view.recipe.plain()).items()) if view.recipe else [])
 
@@ -141,11 +154,11 @@ def data_uri(picture: bytes) -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters |= {"data_uri": data_uri, "percent": _percent, "number": _number, "duration": _duration}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _percent(value: float | None) -> str:

@@ -29,7 +29,7 @@ from likeness.records import (
     Subject,
     Verdict,
 )
-from likeness.report import PhotoView, PortraitView, ReportView, SampleView, data_uri, render_report
+from likeness.report import PhotoView, PortraitView, ReportView, SampleView, data_uri, render_contact_sheet, render_report
 from likeness.store import MemoryStore
 from tests.likeness.fabricated import BASE, World, build
 
@@ -232,3 +232,20 @@ def test_the_base_alone_stands_beside_what_the_adapter_reaches_and_is_left_out_w
     alone = read(render_report(view)).text
     assert "base alone" not in alone
     assert "Prompt details followed" in alone
+
+
+@pytest.mark.parametrize("verdict", ["ok", "reject"])
+def test_the_contact_sheet_shows_every_file_with_its_reason_and_refers_to_nothing_outside(verdict: str) -> None:
+    photos = whole_view(words=HOSTILE).photos
+    judgement = SetJudgement(verdict=verdict, reason=None if verdict == "ok" else "too_few_photos", message="what the set is", advice=("Add one with another light.",))
+    html = render_contact_sheet(photos, judgement, code="0.1.0")
+    reader = read(html)
+    for photo in photos:
+        assert photo.judgement.name in reader.text
+        if photo.judgement.verdict != "accept":
+            assert photo.judgement.message in reader.text
+    assert "what the set is" in reader.text
+    assert "Add one with another light." in reader.text
+    assert ("can be used" in reader.text) == (verdict == "ok")
+    assert all(r.startswith("data:image/") for r in references(reader))
+    assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe"}
