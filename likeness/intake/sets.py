@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,29 @@ class Look:
     face_rel: float      # face height / photo height
     luma: float          # mean of the face, 0..255
     colourful: bool
+    shows: Mapping[str, str] = field(default_factory=dict)      # slots that a reader is sure of, e.g. {"hat": "beanie"}
+
+
+# slot -> (values that are no habit, what to say of one that is on nearly every photo)
+_HABITS: Mapping[str, tuple[frozenset[str], str]] = {
+    "hat": (frozenset({"none"}), "a hat is on nearly every photo: add two without it, or it becomes part of the person"),
+    "eyewear": (frozenset({"none"}), "glasses of one kind are on nearly every photo: add two without them, or they become part of the person"),
+    "expression": (frozenset(), "the expression is the same on nearly every photo: add two with another one"),
+    "garment": (frozenset(), "the clothes are of one kind on nearly every photo: add two in others"),
+    "place": (frozenset(), "nearly every photo was taken in the same kind of place: add two taken elsewhere"),
+}
+_HABIT_SHARE = 0.8
+_HABIT_PHOTOS = 5             # fewer photos say nothing about habits
+
+
+def _habits(looks: Sequence[Look]) -> list[str]:
+    """What nearly every photo shares, by slots that a reader is sure of; a photo it is not sure of counts against a habit."""
+    said = []
+    for slot, (harmless, words) in _HABITS.items():
+        values = [look.shows[slot] for look in looks if slot in look.shows]
+        if len(looks) >= _HABIT_PHOTOS and any(values.count(v) >= _HABIT_SHARE * len(looks) for v in set(values) - harmless):
+            said.append(words)
+    return said
 
 
 def advise(looks: Sequence[Look]) -> tuple[str, ...]:
@@ -115,4 +138,4 @@ def advise(looks: Sequence[Look]) -> tuple[str, ...]:
         advice.append("the light is the same on every photo: add one taken outdoors and one indoors")
     if not any(look.colourful for look in looks):
         advice.append("every photo is black and white: add photos in colour, or the pictures will be grey")
-    return tuple(advice)
+    return (*advice, *_habits(looks))
