@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.maquette import data
-from models.maquette.pretrain import split
+from models.maquette.training import split
 from models.maquette.vocabulary import SLOTS
 
 JUDGED = ("style", "hair_colour", "garment", "colour", "eyewear", "hat", "place", "light", "expression")

@@ -20,7 +20,7 @@ from models.captions.slots import SlotReader
 from models.diffusion import bases
 from models.diffusion.sampler import sample
 from models.faces.tools import FaceTools
-from models.maquette.pretrain import split
+from models.maquette.training import split
 from models.maquette.vocabulary import SLOTS, compose
 
 CHUNK = 64             # samples per cell: what is lost when the program is stopped

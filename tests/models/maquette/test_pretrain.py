@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -17,10 +18,13 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from models.diffusion import bases
-from models.maquette import data, pretrain, tokenizer
+from models.maquette import data, pretrain, tokenizer, train_vae, training
+from models.maquette.train_clip import mirror, train_clip, train_tower
+from models.maquette.train_unet import train_unet
+from models.maquette.train_vae import train_vae as train_autoencoder
 from models.maquette.vocabulary import SLOTS, TRIGGERS
 
-TOY = pretrain.PLANS["toy"]
+TOY = training.PLANS["toy"]
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +43,14 @@ def portraits(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> pretrain.Place:
+def place(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> training.Place:
     """A work folder after `prepare`, in fp32: what is compared to the bit must not hang on what this CPU prefers."""
     work = tmp_path_factory.mktemp("work")
     data.prepare([portraits], work / "data", side_px=TOY.side_px, workers=1)
-    return dataclasses.replace(pretrain.Place.here(work, None), autocast=pretrain.contextlib.nullcontext)
+    return dataclasses.replace(training.Place.here(work, None), autocast=contextlib.nullcontext)
 
 
-def test_prepare_keeps_pictures_with_one_face_and_refuses_reserved_people(portraits: Path, place: pretrain.Place, tmp_path: Path) -> None:
+def test_prepare_keeps_pictures_with_one_face_and_refuses_reserved_people(portraits: Path, place: training.Place, tmp_path: Path) -> None:
     crops, rows = data.load(place.work / "data")
     assert len(rows) >= 10
     assert crops.shape == (len(rows), 32, 32, 3)
@@ -57,15 +61,16 @@ def test_prepare_keeps_pictures_with_one_face_and_refuses_reserved_people(portra
         data.prepare([tmp_path], tmp_path / "out", side_px=32, workers=1)
 
 
-def small(**numbers: int) -> pretrain.Plan:
-    return dataclasses.replace(TOY, **{"vae_samples": 32, "clip_samples": 24, "unet_samples": 32, "clip_batch": 6, **numbers})
+def small(**numbers: int) -> training.Plan:
+    return dataclasses.replace(TOY, **{"vae_samples": 32, "clip_samples": 24, "tower_samples": 24, "unet_samples": 32, "clip_batch": 6, **numbers})
 
 
-def test_all_stages_end_in_a_pipeline_that_plain_diffusers_loads(place: pretrain.Place, tmp_path: Path) -> None:
+def test_all_stages_end_in_a_pipeline_that_plain_diffusers_loads(place: training.Place, tmp_path: Path) -> None:
     plan = small()
-    assert pretrain.train_vae(plan, place)
-    assert pretrain.train_clip(plan, place)
-    assert pretrain.train_unet(plan, place)
+    assert train_autoencoder(plan, place)
+    assert train_clip(plan, place)
+    assert train_unet(plan, place)
+    assert train_tower(plan, place)
     out = tmp_path / "weights"
     pretrain.export(plan, place, out)
     assert {p.suffix for p in out.rglob("*") if p.is_file()} <= {".json", ".safetensors", ".txt"}
@@ -82,8 +87,8 @@ def test_all_stages_end_in_a_pipeline_that_plain_diffusers_loads(place: pretrain
 
 
 @pytest.mark.parametrize(("stage", "samples"), [("vae", "vae_samples"), ("clip", "clip_samples")])
-def test_stopped_and_resumed_is_undisturbed_to_the_bit(place: pretrain.Place, tmp_path: Path, stage: str, samples: str) -> None:
-    train = {"vae": pretrain.train_vae, "clip": pretrain.train_clip}[stage]
+def test_stopped_and_resumed_is_undisturbed_to_the_bit(place: training.Place, tmp_path: Path, stage: str, samples: str) -> None:
+    train = {"vae": train_autoencoder, "clip": train_clip}[stage]
     weights = []
     for times_stopped in (0, 1, 2):
         work = tmp_path / str(times_stopped)
@@ -110,18 +115,34 @@ def test_the_tokenizer_is_the_same_in_every_process_and_every_trigger_is_one_tok
     assert all(len(words(t, add_special_tokens=False).input_ids) == 1 for t in TRIGGERS)
 
 
-def test_windows_are_cut_where_the_weights_are_cut_and_the_last_steps_see_whole_crops(place: pretrain.Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    sides: list[int] = []
-    real_fit = pretrain.fit
+def test_the_tower_leaves_text_as_the_unet_knows_it_and_moves_the_pictures(place: training.Place) -> None:
+    assert train_clip(small(), place)
+    assert train_tower(small(), place)
+    before, after = (load_file(place.work / f"{name}.safetensors") for name in ("clip", "tower"))
+    for name in (k for k in before if k.startswith("model.")):
+        same = torch.equal(before[name], after[name])
+        assert same or not name.startswith("model.text_model"), name
+        assert not same or not name.endswith(("visual_projection.weight", "text_projection.weight", "vision_model.embeddings.class_embedding")), name
 
-    def watch(trained: pretrain.Trained, *arguments: object, loss_of: object, **named: object) -> bool:
+
+def test_a_mirror_image_swaps_sides_and_nothing_else() -> None:
+    assert mirror({"view": "in profile facing left", "hat": "none"}) == {"view": "in profile facing right", "hat": "none"}
+    assert mirror({"view": "looking to the right"})["view"] == "looking to the left"
+    assert mirror({"view": "frontal"})["view"] == "frontal"
+
+
+def test_windows_are_cut_where_the_weights_are_cut_and_the_last_steps_see_whole_crops(place: training.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[int] = []
+    real_fit = train_vae.fit
+
+    def watch(trained: training.Trained, *arguments: object, loss_of: object, **named: object) -> bool:
         encode = trained.model.encode
         monkeypatch.setattr(trained.model, "encode", lambda x: (sides.append(x.shape[-1]), encode(x))[1], raising=False)
         return real_fit(trained, *arguments, loss_of=loss_of, **(named | {"sheet": None}))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pretrain, "fit", watch)
+    monkeypatch.setattr(train_vae, "fit", watch)
     work = place.work / "windows"
     work.mkdir()
     (work / "data").symlink_to(place.work / "data")
-    pretrain.train_vae(small(vae_samples=80), dataclasses.replace(place, work=work))
+    train_autoencoder(small(vae_samples=80), dataclasses.replace(place, work=work))
     assert sides == [16] * 9 + [32]
