@@ -33,34 +33,43 @@ def new_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def cache_inputs(plan: Plan, place: Place) -> None:
-    """Latents of every crop and text embeddings of several captions each, once: `latents.npy` (N, 4, h, w), `texts.npy` (N, K, T, D), fp16."""
-    if (place.work / "texts.npy").exists():
+def cache_latents(plan: Plan, place: Place) -> None:
+    """Latent means of every crop, once: `latents.npy` (N, C, h, w) fp16, and their scaling factor in `scaling.json`."""
+    if (place.work / "scaling.json").exists():
         return
     crops, rows = data.load(place.work / "data")
     vae = load_vae(plan, place)
-    means = []
-    for start in range(0, len(rows), 64):
-        means.append(vae.encode(pixels(crops, np.arange(start, min(start + 64, len(rows))), place.device)).latent_dist.mean.cpu().half())
-    latents = torch.cat(means)
-    (place.work / "scaling.json").write_text(json.dumps({"scaling_factor": 1 / float(latents.float().std())}))
+    parts = [vae.encode(pixels(crops, np.arange(start, min(start + 64, len(rows))), place.device)).latent_dist.mean.cpu().half()
+             for start in range(0, len(rows), 64)]
+    latents = torch.cat(parts)
     np.save(place.work / "latents.npy", latents.numpy())
+    (place.work / "scaling.json").write_text(json.dumps({"scaling_factor": 1 / float(latents.float().std())}))
+    print(f"cached {len(latents)} latents", flush=True)
+
+
+@torch.no_grad()
+def cache_texts(plan: Plan, place: Place) -> None:
+    """Text states of several captions of every crop, once: `texts.npy` (N, K, T, D) fp16."""
+    if (place.work / "texts.npy").exists():
+        return
+    _, rows = data.load(place.work / "data")
     clip, words = load_clip(plan, place)
     rng = random.Random(plan.seed)
     captions = [training_caption(row, rng) for row in rows for _ in range(plan.captions_per_picture)]
-    shape = (len(rows), plan.captions_per_picture, words.model_max_length, plan.clip_width)
-    texts = np.lib.format.open_memmap(place.work / "texts.part.npy", "w+", np.float16, (shape[0] * shape[1], *shape[2:]))
+    part = place.work / "texts.part.npy"
+    texts = np.lib.format.open_memmap(part, "w+", np.float16, (len(captions), words.model_max_length, plan.clip_width))
     for start in range(0, len(captions), 256):
         ids = words(captions[start:start + 256], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(place.device)
         texts[start:start + 256] = clip.text_model(input_ids=ids).last_hidden_state.cpu().half().numpy()
     texts.flush()
-    (place.work / "texts.part.npy").rename(place.work / "texts.npy")
-    print("cached latents and text embeddings", flush=True)
+    part.rename(place.work / "texts.npy")
+    print(f"cached {len(captions)} captions", flush=True)
 
 
 def train_unet(plan: Plan, place: Place) -> bool:
     """v-prediction with min-SNR weights (arXiv 2303.09556) and caption dropout, on cached latents and text embeddings."""
-    cache_inputs(plan, place)
+    cache_latents(plan, place)
+    cache_texts(plan, place)
     _, rows = data.load(place.work / "data")
     train, _ = split(rows)
     scale = json.loads((place.work / "scaling.json").read_text())["scaling_factor"]
