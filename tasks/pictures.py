@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -12,12 +13,18 @@ from PIL import Image
 from likeness.records import BlobRef
 from likeness.store import Store, put_blob, read_blob
 
+PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """PNG bytes of (H, W, 3) RGB or (H, W) grey; the same pixels give the same bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
+    """PNG bytes of (H, W, 3) RGB or (H, W) grey; the same pixels give the same bytes.
+
+    Run lengths of differences: 8 times as fast as zlib's default, which took longer than finding and recognising a face, for 15 to 45 % more bytes.
+    """
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(f"no PNG can be made of an array of shape {pixels.shape} and type {pixels.dtype}: (H, W, 3) or (H, W) of uint8 is needed")
+    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1] if pixels.ndim == 3 else pixels), PNG)
+    return data.tobytes()
 
 
 def put(store: Store, folder: str, pixels: NDArray[np.uint8]) -> BlobRef:

@@ -121,6 +121,13 @@ def test_large_photos_are_reduced(decoder: Decoder) -> None:
     assert decoded.pixels.shape == (1365, 2048, 3) and decoded.declared_px == (6000, 4000)
 
 
+@pytest.mark.parametrize(("size", "shape"), [((4032, 3024), (1512, 2016, 3)), ((3024, 4032), (2016, 1512, 3)), ((3900, 2925), (1536, 2048, 3))],
+                         ids=["a phone", "upright", "half would be too little"])
+def test_a_phone_s_photo_leaves_the_decoder_at_half_its_size(decoder: Decoder, size: tuple[int, int], shape: tuple[int, ...]) -> None:
+    decoded = got(decoder.decode(encoded(picture(*size), "JPEG")))
+    assert decoded.pixels.shape == shape and decoded.declared_px == size and "size" in decoded.changes
+
+
 def test_noise_in_the_scan_is_refused(decoder: Decoder) -> None:
     data = bytearray(seeds()["jpeg"])
     third = len(data) // 3
