@@ -60,7 +60,7 @@ class Bench:
         counts, vectors = [], []
         for start in tqdm(range(0, len(images), 4 * CHUNK), desc=f"{name}: faces", unit=f"{4 * CHUNK} pictures", disable=None):
             part = images[start:start + 4 * CHUNK]
-            seen = self.cells.arrays(f"seen-{name}", {"pictures": bytes_digest(part), "backend": self.faces.name},
+            seen = self.cells.arrays(f"seen-{name}", {"pictures": bytes_digest(part), "backend": self.faces.recogniser_name},
                                      lambda part=part: see_faces(self.faces, part))
             counts.append(seen["counts"])
             vectors.append(seen["vectors"])

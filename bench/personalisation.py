@@ -71,7 +71,7 @@ def read_users(bench: Bench, folder: Path) -> list[User]:
     users = []
     for place in tqdm([p for p in sorted(folder.iterdir()) if p.name in nouns], desc="users", unit="user", disable=None):
         files = sorted(place.glob("*.jpg"))
-        names = {"user": place.name, "files": [f"{f.name} {f.stat().st_size}" for f in files], "side_px": side_px, "backend": bench.faces.name}
+        names = {"user": place.name, "files": [f"{f.name} {f.stat().st_size}" for f in files], "side_px": side_px, "backend": bench.faces.recogniser_name}
         seen = bench.cells.arrays("user", names, lambda files=files: _read_photos(bench, files, side_px))
         if len(seen["crops"]) < TRAIN_PHOTOS + 2:
             continue          # too few faces found to leave witnesses

@@ -74,13 +74,13 @@ def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bo
 def inspect(photos: PhotosArgument, as_json: Json = False, config: Config = None) -> None:
     """Judge photos without keeping anything: which are used, which are not and why, what the set lacks."""
     from models.faces.photos import inspect_photos
-    from models.faces.tools import dlib_tools
+    from models.faces.tools import face_tools
     from tasks.runtime import Tools
 
     settings = load_settings(config)
     source = open_source(photos, store=Tools(settings).store, policy=settings.intake)
     with _bars() as show:
-        found = inspect_photos(source, tools=dlib_tools(), policy=settings.intake, progress=lambda done, total: show("inspect", done, total, ""))
+        found = inspect_photos(source, tools=face_tools(settings.backends), policy=settings.intake, progress=lambda done, total: show("inspect", done, total, ""))
     if as_json:
         _print_json(found.as_json())
     else:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 
+from likeness.digest import Digest
 from likeness.errors import BadSettings
 from likeness.gate import GatePolicy
 from likeness.intake.policy import IntakePolicy
@@ -79,13 +80,49 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LocalWeights(Section):
+    """Weights in a folder of yours. Every file is checked by its sha256 before a loader opens it; nothing is downloaded."""
+
+    folder: Path | None = Field(None, description="absolute; where the files lie")
+    sha256: dict[str, Digest] = Field({}, description="file name to sha256, for files that Likeness's own catalogue does not know")
+
+    @field_validator("folder")
+    @classmethod
+    def _anywhere(cls, value: Path | None) -> Path | None:
+        return value if value is None else _absolute(value)
+
+    @field_validator("sha256")
+    @classmethod
+    def _plain_names(cls, value: dict[str, str]) -> dict[str, str]:
+        if odd := [name for name in value if Path(name).name != name]:
+            raise ValueError(f"names of files in the folder, without a path; {odd[0]!r} is none")
+        return value
+
+
+class InsightfaceWeights(LocalWeights):
+    """A model pack of insightface: one detector and one recogniser, as .onnx files. The published packs are for non-commercial research only."""
+
+    same_person_cosine: float | None = Field(None, gt=-1, lt=1, description="cosine from which on two photos show one person, for a recogniser that "
+                                             "Likeness has not measured: `make bench-faces` measures it")
+
+
 class Backends(Section):
     """Which network does what."""
 
-    detect: Literal["dlib"] = "dlib"
-    identity: Literal["dlib"] = "dlib"
-    mask: Literal["ellipse"] = "ellipse"
+    detect: Literal["dlib", "insightface", "facexlib"] = Field("dlib", description="finds faces and their five points")
+    identity: Literal["dlib", "insightface"] = Field("dlib", description="recognises people")
+    mask: Literal["ellipse", "facexlib"] = Field("ellipse", description="says which pixels of a portrait are face")
     captions: Literal["slots"] = "slots"
+    insightface: InsightfaceWeights = Field(InsightfaceWeights(), validate_default=True)
+    facexlib: LocalWeights = Field(LocalWeights(), validate_default=True)
+
+    @field_validator("insightface", "facexlib")
+    @classmethod
+    def _weights_are_named(cls, value: LocalWeights, info: ValidationInfo) -> LocalWeights:
+        for role in ("detect", "identity", "mask"):
+            if value.folder is None and info.data.get(role) == info.field_name:
+                raise ValueError(f"a folder, because {role} = {info.field_name!r}: name the one in which its weights lie; nothing is downloaded")
+        return value
 
 
 class LocalStoreSettings(Section):

@@ -26,27 +26,29 @@ StageName = Literal["ingest", "crop", "caption", "assemble", "train", "sample", 
 
 # Raise a stage's epoch when its output may differ for the same inputs: everything it made before is then made again.
 STAGES: Mapping[StageName, int] = {
-    "ingest": 1,
-    "crop": 1,
+    "ingest": 2,
+    "crop": 2,
     "caption": 1,
     "assemble": 1,
     "train": 1,
-    "sample": 2,
-    "judge": 2,
+    "sample": 3,
+    "judge": 3,
     "register": 1,
 }
 
+FACES = tuple(f"models/faces/{name}.py" for name in ("align", "dlib_faces", "face", "facexlib_faces", "insightface_faces", "tools", "weights"))
+
 # The source files whose change may change a stage's output, relative to the repository.
 SOURCES: Mapping[StageName, tuple[str, ...]] = {
-    "ingest": ("tasks/ingesting.py", "models/faces/photos.py", "models/faces/tools.py", "models/faces/align.py", "likeness/intake/decode.py",
+    "ingest": ("tasks/ingesting.py", "tasks/pictures.py", "models/faces/photos.py", *FACES, "likeness/intake/decode.py",
                "likeness/intake/decoder_child.py", "likeness/intake/reasons.py", "likeness/intake/sets.py", "likeness/intake/sources.py"),
-    "crop": ("tasks/preparing.py", "tasks/pictures.py", "models/faces/tools.py", "models/faces/align.py"),
+    "crop": ("tasks/preparing.py", "tasks/pictures.py", *FACES),
     "caption": ("tasks/preparing.py", "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "assemble": ("tasks/preparing.py",),
     "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/checkpoint.py", "models/diffusion/dreambooth_lora.py",
               "models/diffusion/lora.py", "models/diffusion/loop.py", "models/diffusion/objective.py"),
     "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/lora.py", "models/diffusion/sampler.py"),
-    "judge": ("tasks/judging.py", "models/quality/measure.py", "models/faces/tools.py", "models/faces/align.py", "models/captions/slots.py",
+    "judge": ("tasks/judging.py", "models/quality/measure.py", *FACES, "models/captions/slots.py",
               "models/maquette/vocabulary.py", "likeness/gate.py"),
     "register": ("tasks/registering.py", "likeness/registry.py", "likeness/dossier.py"),
 }

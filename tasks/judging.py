@@ -28,7 +28,7 @@ def judge_samples(subject: str, training_set: StageRef, samples: StageRef) -> Ou
     tools = runtime()
     policy = tools.settings.gate
     call = Call(stage="judge", subject=subject, inputs=(training_set, samples),
-                params={"policy": policy.plain(), "bank": tools.bank.digest, "backend": tools.faces.name, "slots": tools.slots_digest})
+                params={"policy": policy.plain(), "bank": tools.bank.digest, "backend": tools.faces.recogniser_name, "slots": tools.slots_digest})
     return tools.once(call, lambda claim: judgement(tools, tools.open(training_set, subject, TrainingSet), tools.open(samples, subject, SampleSet), claim), Judgement)
 
 
@@ -49,5 +49,5 @@ def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, claim
     references = measure.References(
         witnesses=np.asarray([p.embedding for p in training_set.held_out], np.float32), own=np.asarray([p.embedding for p in portraits], np.float32),
         impostors=tools.bank.embeddings, training=np.stack([measure.thumbnail(pictures.get(tools.store, p.crop)) for p in portraits]))
-    measured = measure.measure(seen, references, backend=tools.faces.name, bank=tools.bank.digest)
+    measured = measure.measure(seen, references, backend=tools.faces.recogniser_name, bank=tools.bank.digest)
     return Judgement(verdict=gate.judge(measured, tools.settings.gate), measured=measured)

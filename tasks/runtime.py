@@ -87,9 +87,9 @@ class Tools:
 
     @cached_property
     def faces(self) -> FaceTools:
-        from models.faces.tools import dlib_tools
+        from models.faces.tools import face_tools
 
-        return dlib_tools()
+        return face_tools(self.settings.backends)
 
     @cached_property
     def slots(self) -> SlotReader:
@@ -108,9 +108,9 @@ class Tools:
 
     @cached_property
     def bank(self) -> Bank:
-        from models.maquette.companions import read_bank
+        from models.maquette.companions import bank_for
 
-        return read_bank()
+        return bank_for(self.faces, cache=self.settings.home / "banks")
 
     def base_scores(self, noun: str) -> BaseScores | None:
         """What the base alone draws on this battery; None if nobody measured it for this base, battery and noun."""

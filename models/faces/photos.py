@@ -21,10 +21,12 @@ from likeness.intake.sets import Look, advise, find_person, judge_set
 from likeness.intake.sources import Entry, Source, sidecars
 from likeness.records import PhotoJudgement, SetJudgement
 from models.faces import align
-from models.faces.tools import Face, FaceTools
+from models.faces.face import Face
+from models.faces.tools import FaceTools
 
 LITTER = {"thumbs.db", "desktop.ini", ".ds_store"}
 NO_PHOTOS = {".txt", ".json", ".xml", ".xmp", ".aae", ".md", ".csv", ".ini", ".db", ".log"}
+HASH_PX = (32, 32)             # of a perceptual hash: imagehash reduces to this itself
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,9 @@ def _judge_face(name: str, words: Entry | None, sha: str, decoded: Decoded, tool
     sidecar = text.decode("utf-8", "replace").strip()[:2000] if isinstance(text, bytes) and text.strip() else None
     grey = cv2.cvtColor(align.crop(pixels, align.fit(face.points), side_px=64), cv2.COLOR_RGB2GRAY).astype(np.float64)
     grey -= grey.mean()
-    picture = Image.fromarray(pixels)
+    small = Image.fromarray(luma).resize(HASH_PX, Image.Resampling.LANCZOS)      # what phash would do, once instead of for each side
     return AcceptedPhoto(name, sha, pixels, decoded.changes, face, tools.embed_faces(pixels, [face])[0], sharpness,
-                         imagehash.phash(picture), imagehash.phash(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), grey / max(float(np.linalg.norm(grey)), 1e-9),
+                         imagehash.phash(small), imagehash.phash(small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), grey / max(float(np.linalg.norm(grey)), 1e-9),
                          float(inner.mean()), bool(np.ptp(crop.astype(np.int16), axis=2).mean() > 4), sidecar)
 
 

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +20,23 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from likeness import digest
 from likeness.errors import IntegrityError, UnknownBase
 from likeness.records import BaseScores
+from models.faces import align
+from models.faces.face import Face, Vectors
+from models.faces.tools import FaceTools
 from models.maquette.vocabulary import NOUNS, training_caption
 
 HERE = Path(__file__).parent
 CLASS_FOLDER, BANK_FOLDER = HERE / "class_pictures", HERE / "bank"
 CLASS_COUNT = 48              # per sex: one per step of batch 4 is then seen about eight times in 200 steps
 BANK_SIZE = 200
+BANK_EPOCH = 1                # raise it when a bank made from the same pictures by the same networks may differ
 SCORES_FILE = HERE / "base_scores.json"
 SCORE_SEEDS = 8               # of each prompt of the battery
 
@@ -44,21 +51,65 @@ class Bank:
 
 
 @cache
-def read_bank(backend: str = "dlib") -> Bank:
-    """The shipped bank of impostors as one recogniser sees it.
+def read_bank() -> Bank:
+    """The shipped bank of impostors, as the default detector and recogniser see it.
 
     Raises:
-        UnknownBase: there is no bank for this recogniser.
         IntegrityError: the file is not what was shipped.
     """
-    path = BANK_FOLDER / f"{backend}.safetensors"
-    if not path.is_file():
-        raise UnknownBase(f"there is no impostor bank for {backend!r}: run `python -m models.maquette.companions bank` with that backend")
-    data = path.read_bytes()
+    data = (BANK_FOLDER / "dlib.safetensors").read_bytes()
     vectors = load_arrays(data)["embeddings"]
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise IntegrityError("the impostor bank holds something else than embeddings: install Likeness again")
-    return Bank(backend, hashlib.sha256(data).hexdigest(), vectors)
+    return Bank("dlib", hashlib.sha256(data).hexdigest(), vectors)
+
+
+def bank_for(tools: FaceTools, *, cache: Path | None = None) -> Bank:
+    """The bank as these networks see it: shipped for the default; for any other made from the shipped pictures, once per `cache` folder.
+
+    Its digest is `bank_digest`.
+    """
+    if tools.recogniser_name == "dlib":
+        return read_bank()
+    pictures, name = _bank_pictures(), bank_digest(tools)
+    kept = cache / f"{name}.safetensors" if cache is not None else None
+    vectors = _kept_bank(kept, len(pictures)) if kept is not None else None
+    if vectors is None:
+        vectors = np.stack([_embed_rendered(tools, data) for data in pictures])
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+            part.write_bytes(save_arrays({"embeddings": vectors}))
+            part.replace(kept)
+    return Bank(tools.recogniser_name, name, vectors)
+
+
+def bank_digest(tools: FaceTools) -> str:
+    """What a bank that is made is made from: networks with their weights, and pictures. Not its floats, whose last bits differ from machine to machine."""
+    return digest.of_json({"epoch": BANK_EPOCH, "recogniser": tools.recogniser_name, "pictures": [digest.of_bytes(data) for data in _bank_pictures()]})
+
+
+def _bank_pictures() -> list[bytes]:
+    return [(BANK_FOLDER / person["file"]).read_bytes() for person in json.loads((BANK_FOLDER / "people.json").read_text())]
+
+
+def _kept_bank(path: Path, people: int) -> NDArray[np.float32] | None:
+    """The embeddings in a file that `bank_for` kept; None if there is none, or it is damaged: then it is made again."""
+    try:
+        vectors = np.asarray(load_arrays(path.read_bytes())["embeddings"], np.float32)
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return vectors if vectors.ndim == 2 and len(vectors) == people and np.isfinite(vectors).all() else None
+
+
+def _embed_rendered(tools: FaceTools, data: bytes) -> Vectors:
+    """The identity vector of one picture of the bank. Where the detector sees not exactly one face, the points are where the alignment put them."""
+    with Image.open(io.BytesIO(data), formats=["WEBP"]) as picture:
+        crop = np.asarray(picture.convert("RGB"))
+    faces = tools.find_faces(crop)
+    if len(faces) != 1:
+        faces = [Face((0.0, 0.0, float(crop.shape[1]), float(crop.shape[0])), align.template_in_crop(crop.shape[0]), 0.0)]
+    return np.asarray(tools.embed_faces(crop, faces)[0], np.float32)
 
 
 def read_class_pictures(noun: str, *, side_px: int) -> tuple[NDArray[np.uint8], list[str]]:

@@ -320,7 +320,7 @@ def _damage(store: Store, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [
-    {"output": {"source": "forged"}}, {"digest": "0" * 64}, {"params": {"side_px": 64}}, {"epoch": 2}, {"stage": "train"}, {"key": "0" * 64},
+    {"output": {"source": "forged"}}, {"digest": "0" * 64}, {"params": {"side_px": 64}}, {"epoch": 99}, {"stage": "train"}, {"key": "0" * 64},
     {"output": {"sauce": "x"}}, {"extra": 1}, {"state": "finished"},
 ], ids=lambda c: next(iter(c)))
 def test_a_published_record_that_does_not_hold_is_named(changes: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ def test_all_problems_are_told_at_once_with_key_value_need_and_place(elsewhere: 
         'home: found "relative", allowed an absolute path (from likeness.toml)',
         "sampling.stepps: there is no such setting (from likeness.toml); did you mean sampling.steps?",
         'sampling.guidance: found "high", allowed a valid number (from likeness.toml)',
-        "backends.detect: found \"magic\", allowed 'dlib' (from likeness.toml)",
+        "backends.detect: found \"magic\", allowed 'dlib', 'insightface' or 'facexlib' (from likeness.toml)",
         "smapling: there is no such setting (from likeness.toml); did you mean sampling?",
         "battery.prompts[0].template: found nothing, allowed a value (from likeness.toml)",
         'store.root: found "store", allowed an absolute path (from likeness.toml)',
@@ -149,6 +149,28 @@ def test_a_prompt_that_cannot_be_sampled_is_refused_here(monkeypatch: pytest.Mon
     (line,) = problems()
     assert line.startswith("battery.prompts: found ")
     assert words in line
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    ('identity = "facexlib"', "backends.identity: found \"facexlib\", allowed 'dlib' or 'insightface'"),
+    ('mask = "dlib"', "backends.mask: found \"dlib\", allowed 'ellipse' or 'facexlib'"),
+    ('detect = "insightface"', "backends.insightface: found {}, allowed a folder, because detect = 'insightface'"),
+    ('mask = "facexlib"', "backends.facexlib: found {}, allowed a folder, because mask = 'facexlib'"),
+    ('facexlib.folder = "weights"', 'backends.facexlib.folder: found "weights", allowed an absolute path'),
+    ('facexlib.sha256 = { "a.pth" = "abc" }', 'backends.facexlib.sha256.a.pth: found "abc", allowed'),
+    ('insightface.sha256 = { "../a.onnx" = "' + "0" * 64 + '" }', "'../a.onnx' is none"),
+    ("insightface.same_person_cosine = 1.0", "backends.insightface.same_person_cosine: found 1.0, allowed less than 1"),
+], ids=["no such recogniser", "no such mask", "detector without folder", "mask without folder", "relative folder", "no sha256", "a path", "cosine of a twin"])
+def test_a_backend_that_cannot_be_is_refused_with_what_is_allowed(elsewhere: Path, lines: str, words: str) -> None:
+    (elsewhere / "likeness.toml").write_text(f"[backends]\n{lines}\n")
+    (line,) = problems()
+    assert words in line
+
+
+def test_backends_are_chosen_independently(elsewhere: Path) -> None:
+    (elsewhere / "likeness.toml").write_text('[backends]\ndetect = "facexlib"\nidentity = "insightface"\nfacexlib.folder = "/f"\ninsightface.folder = "/i"\n')
+    chosen = load_settings().backends
+    assert (chosen.detect, chosen.identity, chosen.mask, chosen.facexlib.folder) == ("facexlib", "insightface", "ellipse", Path("/f"))
 
 
 @pytest.mark.parametrize("content", [b"[sampling\n", b"\xff\xfe"], ids=["no TOML", "no text"])
