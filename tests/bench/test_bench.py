@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import attributes, personalisation
+from bench import attributes, faces, personalisation
 from bench.cells import Cells
 from bench.drawing import bytes_digest, chance, full_prompts
 from models.maquette.vocabulary import SLOTS
@@ -91,3 +91,22 @@ def test_digest_sees_every_pixel() -> None:
     other = image.copy()
     other[1, 3, 3, 2] = 1
     assert bytes_digest(image) != bytes_digest(other)
+
+
+def test_verification_figures_of_people_who_are_told_apart_and_of_a_crowd() -> None:
+    rng = np.random.default_rng(4)
+    centres, who = np.eye(4, 8) * 0.7, np.repeat(np.array(list("abcd")), 5)
+    apart = faces.verify((np.repeat(centres, 5, 0) + 0.02 * rng.standard_normal((20, 8))).astype(np.float32), who)
+    assert apart["auc"] == 1.0 and apart["true_accepts"] == {"0.001": 1.0, "0.01": 1.0} and apart["at_same_person"] == [1.0, 0.0]
+    assert (apart["photos"], apart["people"], apart["without_face"]) == (20, 4, 0) and apart["to_centroid_at_gate"] == [1.0, 0.0]
+    crowd = rng.standard_normal((20, 8)).astype(np.float32)
+    crowd[3] = np.nan
+    mixed = faces.verify(crowd, who)
+    assert 0.3 < mixed["auc"] < 0.7 and mixed["without_face"] == 1
+
+
+def test_sets_name_their_people_and_a_limit_is_per_person(shared: Path) -> None:
+    sets = {s.name: s for s in faces.read_sets(shared, 3)}
+    assert {"persons/orl", "persons/suaresito", "persons_multi", "rendered users", "objects/caosdelola_dog"} <= sets.keys()
+    assert len(sets["persons/orl"].files) == 60 and len(set(sets["persons/orl"].people)) == 20
+    assert sets["objects/caosdelola_dog"].shown == 0 and not any(sets["objects/caosdelola_dog"].people)
