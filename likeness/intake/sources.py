@@ -142,9 +142,9 @@ class ZipArchive:
         seen: dict[str, int] = {}
         entries = []
         for number, info in sorted(enumerate(infos), key=lambda pair: (pair[1].filename, pair[0])):
-            if info.is_dir():
+            if info.filename.endswith("/"):
                 continue
-            name = info.filename.encode("utf-8", "backslashreplace").decode()
+            name = info.filename.encode("utf-8", "backslashreplace").decode() or "(no name)"
             seen[name] = seen.get(name, 0) + 1
             shown = name if seen[name] == 1 else f"{name} ({seen[name]})"       # two members of one name are two files
             entries.append(Entry(shown, lambda number=number: self._read(number)))  # type: ignore[misc]
@@ -188,7 +188,7 @@ def _unsafe_member(info: zipfile.ZipInfo, policy: IntakePolicy) -> Refusal | Non
     # `orig_filename` is what the archive says; zipfile cuts `filename` at a NUL
     name = info.orig_filename.replace("\\", "/")
     parts = name.split("/")
-    if "\0" in name or name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name) or len(parts) > policy.max_depth:
+    if not info.filename or "\0" in name or name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name) or len(parts) > policy.max_depth:
         return Refusal("unsafe_path", "its name leads out of the archive: pack the photo under a plain name")
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):

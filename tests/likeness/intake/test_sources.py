@@ -93,13 +93,15 @@ def member(name: str, **fields: int) -> zipfile.ZipInfo:
     (member("/etc/passwd.jpg"), b"A", "unsafe_path"),
     (member("..\\..\\windows\\evil.jpg"), b"A", "unsafe_path"),
     (member("C:\\evil.jpg"), b"A", "unsafe_path"),
+    (member(""), b"A", "unsafe_path"),
+    (member("\0.jpg"), b"A", "unsafe_path"),
     (member("/".join(["d"] * 300) + "/deep.jpg"), b"A", "unsafe_path"),
     (member("link.jpg", external_attr=(stat.S_IFLNK | 0o777) << 16), b"/etc/passwd", "not_a_regular_file"),
     (member("pipe.jpg", external_attr=(stat.S_IFIFO | 0o666) << 16), b"", "not_a_regular_file"),
     (member("large.jpg"), bytes(4097), "too_large_bytes"),
     (member("rare.jpg", compress_type=zipfile.ZIP_LZMA), b"A", "unsupported_format"),
     (member("rare2.jpg", compress_type=zipfile.ZIP_BZIP2), b"A", "unsupported_format"),
-], ids=["up", "up inside", "absolute", "backslashes", "drive", "deep", "link", "pipe", "large", "lzma", "bzip2"])
+], ids=["up", "up inside", "absolute", "backslashes", "drive", "no name", "NUL", "deep", "link", "pipe", "large", "lzma", "bzip2"])
 def test_a_hostile_member_is_refused_by_name_and_the_good_one_is_read(info: zipfile.ZipInfo, data: bytes, reason: str, tmp_path: Path) -> None:
     found = read(archive(tmp_path / "photos.zip", (info, data), ("good.jpg", b"G")))
     assert found.pop("good.jpg") == b"G"
