@@ -71,16 +71,20 @@ def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bo
 
 
 @app.command()
-def inspect(photos: PhotosArgument, as_json: Json = False, config: Config = None) -> None:
+def inspect(photos: PhotosArgument, html: Annotated[Path | None, typer.Option(help="Also write a contact sheet: every file with its verdict, as one HTML page.",
+                                                                              dir_okay=False)] = None, as_json: Json = False, config: Config = None) -> None:
     """Judge photos without keeping anything: which are used, which are not and why, what the set lacks."""
+    from flows.contact_sheet import write_contact_sheet
     from models.faces.photos import inspect_photos
-    from models.faces.tools import face_tools
     from tasks.runtime import Tools
 
     settings = load_settings(config)
-    source = open_source(photos, store=Tools(settings).store, policy=settings.intake)
+    tools = Tools(settings)
+    source = open_source(photos, store=tools.store, policy=settings.intake)
     with _bars() as show:
-        found = inspect_photos(source, tools=face_tools(settings.backends), policy=settings.intake, progress=lambda done, total: show("inspect", done, total, ""))
+        found = inspect_photos(source, tools=tools.faces, policy=settings.intake, reader=tools.slots, progress=lambda done, total: show("inspect", done, total, ""))
+    if html is not None:
+        write_contact_sheet(found, html)
     if as_json:
         _print_json(found.as_json())
     else:
@@ -89,6 +93,8 @@ def inspect(photos: PhotosArgument, as_json: Json = False, config: Config = None
             table.add_row(j.name, j.verdict, j.reason or "", j.message)
         Console().print(table)
         Console().print(f"[bold]{found.set.verdict}[/]: {found.set.message}", *(f"\n  {a}" for a in found.set.advice))
+        if html is not None:
+            Console().print(f"contact sheet: {html}", soft_wrap=True)
     raise typer.Exit(0 if found.set.verdict == "ok" else 2)
 
 

@@ -24,7 +24,8 @@ def ingest_photos(subject: str) -> Outcome:
     tools = runtime()
     source = open_source(tools.standing(subject).source, store=tools.store, policy=tools.settings.intake)
     files = source_digest(source)
-    call = Call(stage="ingest", subject=subject, params={"files": files, "policy": tools.settings.intake.plain(), "backend": tools.faces.recogniser_name})
+    call = Call(stage="ingest", subject=subject, params={"files": files, "policy": tools.settings.intake.plain(), "backend": tools.faces.recogniser_name,
+                                                         "slots": tools.slots_digest})
     return tools.once(call, lambda claim: _ingest(tools, call, source, claim), Intake)
 
 
@@ -47,7 +48,7 @@ def _ingest(tools: Tools, call: Call, source: Source, claim: Claim) -> Intake:
         claim.beat(f"judged {done} of {total} files")
 
     tell(0, "decoding")
-    found = inspect_photos(source, tools=tools.faces, policy=tools.settings.intake, progress=progress)
+    found = inspect_photos(source, tools=tools.faces, policy=tools.settings.intake, reader=tools.slots, progress=progress)
     photos = []
     for photo in found.accepted if found.set.verdict == "ok" else ():
         blob = pictures.put(tools.store, f"subjects/{call.subject}/photos", photo.pixels)

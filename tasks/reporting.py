@@ -58,12 +58,12 @@ def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe,
     if "caption" in refs:
         held = _held_out(tools, subject, refs)
         both = zip(tools.open(refs["crop"], subject, PortraitSet).portraits, tools.open(refs["caption"], subject, CaptionSet).captions, strict=True)
-        portraits = [PortraitView(p, _webp(pictures.get(store, p.crop)), _webp(pictures.get(store, p.mask)), caption=c, held_out=p.digest in held) for p, c in both]
+        portraits = [PortraitView(p, webp(pictures.get(store, p.crop)), webp(pictures.get(store, p.mask)), caption=c, held_out=p.digest in held) for p, c in both]
     samples: list[SampleView] = []
     judgement_ = tools.open(refs["judge"], subject, Judgement) if "judge" in refs else None
     if "sample" in refs:
         scores = {s.image: s for s in judgement_.measured.scores} if judgement_ else {}
-        samples = [SampleView(s, _webp(pictures.get(store, s.image)), score=scores.get(s.image.sha256)) for s in tools.open(refs["sample"], subject, SampleSet).samples]
+        samples = [SampleView(s, webp(pictures.get(store, s.image)), score=scores.get(s.image.sha256)) for s in tools.open(refs["sample"], subject, SampleSet).samples]
     return ReportView(
         subject=tools.standing(subject).subject, photos=tuple(photos), set_judgement=intake.set, portraits=tuple(portraits), recipe=recipe, base=tools.base_ref,
         adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), measured=judgement_.measured if judgement_ else None,
@@ -82,10 +82,11 @@ def _held_out(tools: Tools, subject: str, refs: dict[str, StageRef]) -> set[str]
 def _small(pixels: NDArray[np.uint8]) -> bytes:
     picture = Image.fromarray(pixels)
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    return _webp(np.asarray(picture))
+    return webp(np.asarray(picture))
 
 
-def _webp(pixels: NDArray[np.uint8]) -> bytes:
+def webp(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture as it is shown in a page."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=82)
     return buffer.getvalue()

@@ -69,6 +69,11 @@ class SlotReader:
         return answers
 
 
+    def sure(self, crops_NSSC: NDArray[np.uint8]) -> list[dict[str, str]]:
+        """For each crop, the value of each slot of which CLIP is surer than MIN_PROBABILITY."""
+        return [{name: value for name, (value, p) in answer.items() if p >= MIN_PROBABILITY} for answer in self.read(crops_NSSC)]
+
+
 def caption(answer: Mapping[str, tuple[str, float]], *, who: str, min_probability: float = MIN_PROBABILITY) -> tuple[str, dict[str, str]]:
     """(caption, the slots it names) of one portrait; `who` stands for the person, e.g. "zqaa woman"."""
     named = {name: answer[name][0] for name in EDITABLE if answer[name][1] >= min_probability}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import cv2
 import imagehash
@@ -26,6 +26,8 @@ from models.faces.tools import FaceTools
 
 LITTER = {"thumbs.db", "desktop.ini", ".ds_store"}
 NO_PHOTOS = {".txt", ".json", ".xml", ".xmp", ".aae", ".md", ".csv", ".ini", ".db", ".log"}
+PREVIEW_PX = 240
+READ_PX = 128                  # of crops that a reader of slots looks at
 HASH_PX = (32, 32)             # of a perceptual hash: imagehash reduces to this itself
 
 
@@ -55,14 +57,26 @@ class Inspection:
     judgements: list[PhotoJudgement]
     set: SetJudgement
     accepted: list[AcceptedPhoto]
+    previews: dict[str, NDArray[np.uint8]]      # by name: every picture that could be decoded, small, with a box about each face
 
     def as_json(self) -> dict[str, Any]:
         """The document of `likeness inspect --json`."""
         return {"photos": [j.plain() for j in self.judgements], "set": self.set.plain()}
 
 
-def inspect_photos(source: Source, *, tools: FaceTools, policy: IntakePolicy, progress: Callable[[int, int], None] | None = None) -> Inspection:
+class Reader(Protocol):
+    """Says what aligned portraits show, slot by slot (`models.captions.slots.SlotReader`)."""
+
+    def sure(self, crops_NSSC: NDArray[np.uint8], /) -> list[dict[str, str]]:
+        """For each crop, the slots it is sure of."""
+
+
+def inspect_photos(source: Source, *, tools: FaceTools, policy: IntakePolicy, reader: Reader | None = None,
+                   progress: Callable[[int, int], None] | None = None) -> Inspection:
     """Judge every file of `source`, then the set.
+
+    Args:
+        reader: without one, advice says nothing about clothes, glasses, hats, expressions and places.
 
     Raises:
         InputError: if `source` cannot be read as a whole.
@@ -71,13 +85,13 @@ def inspect_photos(source: Source, *, tools: FaceTools, policy: IntakePolicy, pr
     words = sidecars(entries)
     verdicts: dict[str, PhotoJudgement] = {}
     candidates: list[AcceptedPhoto] = []
-    seen: dict[str, str] = {}
     with Decoder(policy) as decoder:
+        desk = _Desk(decoder, tools, policy)
         for number, entry in enumerate(entries):
             if number >= policy.max_photos:
                 found: AcceptedPhoto | Refusal | None = Refusal("too_many_files", f"only the first {policy.max_photos} files are looked at")
             else:
-                found = _judge_file(entry, words.get(entry.name), decoder, tools, policy, seen)
+                found = desk.judge(entry, words.get(entry.name))
             if isinstance(found, AcceptedPhoto):
                 candidates.append(found)
             else:
@@ -85,12 +99,12 @@ def inspect_photos(source: Source, *, tools: FaceTools, policy: IntakePolicy, pr
                                         PhotoJudgement(name=entry.name, verdict="ignore", reason="not_a_photo", message="not a photo: not counted"))
             if progress is not None:
                 progress(number + 1, len(entries))
-    kept, judged = _judge_people(candidates, verdicts, tools, policy)
-    return Inspection([verdicts[e.name] for e in entries], judged, kept)
+    kept, judged = _judge_people(candidates, verdicts, tools, policy, reader)
+    return Inspection([verdicts[e.name] for e in entries], judged, kept, desk.previews)
 
 
-def _judge_people(candidates: list[AcceptedPhoto], verdicts: dict[str, PhotoJudgement], tools: FaceTools,
-                  policy: IntakePolicy) -> tuple[list[AcceptedPhoto], SetJudgement]:
+def _judge_people(candidates: list[AcceptedPhoto], verdicts: dict[str, PhotoJudgement], tools: FaceTools, policy: IntakePolicy,
+                  reader: Reader | None) -> tuple[list[AcceptedPhoto], SetJudgement]:
     """Add the verdicts that need the whole set; give the photos that are used."""
     copies = _find_copies(candidates, tools, policy)
     shots = {p.name: n for n, p in enumerate(p for p in candidates if p.name not in copies)}
@@ -111,7 +125,7 @@ def _judge_people(candidates: list[AcceptedPhoto], verdicts: dict[str, PhotoJudg
             kept.append(photo)
             verdicts[photo.name] = PhotoJudgement(name=photo.name, verdict="normalise" if photo.changes else "accept", reason=None,
                                                   message=f"used after conversion: {', '.join(photo.changes)}" if photo.changes else "used as it is")
-    judged = judge_set(distinct=len(kept), copies=repeats, strangers=strangers, people=people, policy=policy, advice=advise([_look(p) for p in kept]))
+    judged = judge_set(distinct=len(kept), copies=repeats, strangers=strangers, people=people, policy=policy, advice=advise(_looks(kept, reader)))
     return kept, judged
 
 
@@ -119,63 +133,86 @@ def _refused(name: str, refusal: Refusal) -> PhotoJudgement:
     return PhotoJudgement(name=name, verdict="ignore" if refusal.ignored else "reject", reason=refusal.reason, message=refusal.message)
 
 
-def _judge_file(entry: Entry, words: Entry | None, decoder: Decoder, tools: FaceTools, policy: IntakePolicy, seen: dict[str, str]) -> AcceptedPhoto | Refusal | None:
-    base = entry.name.rsplit("/", 1)[-1].lower()
-    if base in LITTER or base.startswith("._") or "__macosx/" in entry.name.lower() or os.path.splitext(base)[1] in NO_PHOTOS:
-        return None
-    data = entry.read()
-    if isinstance(data, Refusal):
-        return data
-    if not data:
-        return Refusal("empty_file", "the file is empty: copy or download it again")
-    sha = hashlib.sha256(data).hexdigest()
-    if sha in seen:
-        return Refusal("duplicate", f"the same file as {seen[sha]}")
-    seen[sha] = entry.name
-    decoded = decoder.decode(data)
-    if isinstance(decoded, Refusal):
-        return decoded
-    return _judge_face(entry.name, words, sha, decoded, tools, policy)
+@dataclass
+class _Desk:
+    """Where the files of one source are judged, one by one."""
+
+    decoder: Decoder
+    tools: FaceTools
+    policy: IntakePolicy
+    seen: dict[str, str] = field(default_factory=dict)                        # sha256 -> name
+    previews: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def judge(self, entry: Entry, words: Entry | None) -> AcceptedPhoto | Refusal | None:
+        """One file; None for what was never meant as a photo."""
+        base = entry.name.rsplit("/", 1)[-1].lower()
+        if base in LITTER or base.startswith("._") or "__macosx/" in entry.name.lower() or os.path.splitext(base)[1] in NO_PHOTOS:
+            return None
+        data = entry.read()
+        if isinstance(data, Refusal):
+            return data
+        if not data:
+            return Refusal("empty_file", "the file is empty: copy or download it again")
+        sha = hashlib.sha256(data).hexdigest()
+        if sha in self.seen:
+            return Refusal("duplicate", f"the same file as {self.seen[sha]}")
+        self.seen[sha] = entry.name
+        decoded = self.decoder.decode(data)
+        if isinstance(decoded, Refusal):
+            return decoded
+        return self._judge_face(entry.name, words, sha, decoded)
+
+    def _judge_face(self, name: str, words: Entry | None, sha: str, decoded: Decoded) -> AcceptedPhoto | Refusal:
+        pixels, tools, policy = decoded.pixels, self.tools, self.policy
+        self.previews[name] = _preview(pixels, [])
+        if min(decoded.declared_px) < policy.min_side_px:
+            return Refusal("too_small", f"{decoded.declared_px[0]} x {decoded.declared_px[1]} px, the short side needs {policy.min_side_px}: use the original")
+        luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        faces = tools.find_faces(pixels)
+        self.previews[name] = _preview(pixels, faces)
+        if not faces:
+            if luma.mean() < policy.min_luma:
+                return Refusal("too_dark", "the photo is too dark to see a face: use one with more light")
+            if luma.mean() > policy.max_luma:
+                return Refusal("too_bright", "the photo is washed out: use one with less light")
+            if luma.std() < policy.min_contrast:
+                return Refusal("low_contrast", "nothing stands out in this photo: use a clearer one")
+            return Refusal("no_face", "no face was found: use a photo in which the face is large, sharp and seen from the front or half from the side")
+        if len(faces) > 1 and faces[0].height_px < policy.dominant_face * faces[1].height_px:
+            return Refusal("several_faces", f"{len(faces)} faces of similar size: crop the photo to one person")
+        face = faces[0]
+        if face.height_px < policy.min_face_px:
+            return Refusal("face_too_small", f"the face is {face.height_px:.0f} px high, {policy.min_face_px:.0f} are needed: use a closer photo")
+        crop = align.crop(pixels, align.fit(face.points), side_px=256)
+        sharpness = tools.sharpness(crop)
+        inner = cv2.cvtColor(crop[70:190, 70:186], cv2.COLOR_RGB2GRAY)
+        if inner.mean() < policy.min_luma:
+            return Refusal("too_dark", "the face is too dark: use a photo with more light on it")
+        if inner.mean() > policy.max_luma:
+            return Refusal("too_bright", "the face is washed out: use a photo with less light on it")
+        if inner.std() < policy.min_contrast:
+            return Refusal("low_contrast", "the face hardly stands out: use a clearer photo")
+        if sharpness < policy.min_sharpness:
+            return Refusal("too_blurry", f"the face is blurred (sharpness {sharpness:.0f}, {policy.min_sharpness:.0f} needed): use a sharper photo")
+        text = words.read() if words is not None else None
+        sidecar = text.decode("utf-8", "replace").strip()[:2000] if isinstance(text, bytes) and text.strip() else None
+        grey = cv2.cvtColor(align.crop(pixels, align.fit(face.points), side_px=64), cv2.COLOR_RGB2GRAY).astype(np.float64)
+        grey -= grey.mean()
+        small = Image.fromarray(luma).resize(HASH_PX, Image.Resampling.LANCZOS)      # what phash would do, once instead of for each side
+        return AcceptedPhoto(name, sha, pixels, decoded.changes, face, tools.embed_faces(pixels, [face])[0], sharpness,
+                             imagehash.phash(small), imagehash.phash(small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), grey / max(float(np.linalg.norm(grey)), 1e-9),
+                             float(inner.mean()), bool(np.ptp(crop.astype(np.int16), axis=2).mean() > 4), sidecar)
 
 
-def _judge_face(name: str, words: Entry | None, sha: str, decoded: Decoded, tools: FaceTools, policy: IntakePolicy) -> AcceptedPhoto | Refusal:
-    pixels = decoded.pixels
-    if min(decoded.declared_px) < policy.min_side_px:
-        return Refusal("too_small", f"{decoded.declared_px[0]} x {decoded.declared_px[1]} px, the short side needs {policy.min_side_px}: use the original")
-    luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    faces = tools.find_faces(pixels)
-    if not faces:
-        if luma.mean() < policy.min_luma:
-            return Refusal("too_dark", "the photo is too dark to see a face: use one with more light")
-        if luma.mean() > policy.max_luma:
-            return Refusal("too_bright", "the photo is washed out: use one with less light")
-        if luma.std() < policy.min_contrast:
-            return Refusal("low_contrast", "nothing stands out in this photo: use a clearer one")
-        return Refusal("no_face", "no face was found: use a photo in which the face is large, sharp and seen from the front or half from the side")
-    if len(faces) > 1 and faces[0].height_px < policy.dominant_face * faces[1].height_px:
-        return Refusal("several_faces", f"{len(faces)} faces of similar size: crop the photo to one person")
-    face = faces[0]
-    if face.height_px < policy.min_face_px:
-        return Refusal("face_too_small", f"the face is {face.height_px:.0f} px high, {policy.min_face_px:.0f} are needed: use a closer photo")
-    crop = align.crop(pixels, align.fit(face.points), side_px=256)
-    sharpness = tools.sharpness(crop)
-    inner = cv2.cvtColor(crop[70:190, 70:186], cv2.COLOR_RGB2GRAY)
-    if inner.mean() < policy.min_luma:
-        return Refusal("too_dark", "the face is too dark: use a photo with more light on it")
-    if inner.mean() > policy.max_luma:
-        return Refusal("too_bright", "the face is washed out: use a photo with less light on it")
-    if inner.std() < policy.min_contrast:
-        return Refusal("low_contrast", "the face hardly stands out: use a clearer photo")
-    if sharpness < policy.min_sharpness:
-        return Refusal("too_blurry", f"the face is blurred (sharpness {sharpness:.0f}, {policy.min_sharpness:.0f} needed): use a sharper photo")
-    text = words.read() if words is not None else None
-    sidecar = text.decode("utf-8", "replace").strip()[:2000] if isinstance(text, bytes) and text.strip() else None
-    grey = cv2.cvtColor(align.crop(pixels, align.fit(face.points), side_px=64), cv2.COLOR_RGB2GRAY).astype(np.float64)
-    grey -= grey.mean()
-    small = Image.fromarray(luma).resize(HASH_PX, Image.Resampling.LANCZOS)      # what phash would do, once instead of for each side
-    return AcceptedPhoto(name, sha, pixels, decoded.changes, face, tools.embed_faces(pixels, [face])[0], sharpness,
-                         imagehash.phash(small), imagehash.phash(small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), grey / max(float(np.linalg.norm(grey)), 1e-9),
-                         float(inner.mean()), bool(np.ptp(crop.astype(np.int16), axis=2).mean() > 4), sidecar)
+def _preview(pixels: NDArray[np.uint8], faces: list[Face]) -> NDArray[np.uint8]:
+    """A small copy with a box about each face: the one that counts is bright."""
+    scale = PREVIEW_PX / max(pixels.shape[:2])
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    for number, face in reversed(list(enumerate(faces))):
+        left, top, right, bottom = (round(v * scale) for v in face.box_px)
+        cv2.rectangle(small, (left, top), (right, bottom), (150, 150, 150) if number else (90, 230, 140), 1)
+    return small
 
 
 def _find_copies(photos: list[AcceptedPhoto], tools: FaceTools, policy: IntakePolicy) -> dict[str, AcceptedPhoto]:
@@ -200,10 +237,17 @@ def _same_shot(a: AcceptedPhoto, b: AcceptedPhoto, tools: FaceTools, policy: Int
     return bool(max((a.look * b.look).sum(), (a.look * b.look[:, ::-1]).sum()) >= policy.near_duplicate_likeness)
 
 
-def _look(photo: AcceptedPhoto) -> Look:
-    """What this photo adds to the set."""
+def _looks(photos: list[AcceptedPhoto], reader: Reader | None) -> list[Look]:
+    """What each photo adds to the set."""
+    if reader is None or not photos:
+        return [_look(photo, {}) for photo in photos]
+    shown = reader.sure(np.stack([align.crop(p.pixels, align.fit(p.face.points), side_px=READ_PX) for p in photos]))
+    return [_look(photo, shows) for photo, shows in zip(photos, shown, strict=True)]
+
+
+def _look(photo: AcceptedPhoto, shows: dict[str, str]) -> Look:
     face = align.fit(photo.face.points)
     eyes, nose = photo.face.points[:4].mean(0), photo.face.points[4]
     along = np.array([np.cos(np.radians(face.roll_deg)), np.sin(np.radians(face.roll_deg))])
     return Look(turn=float((nose - eyes) @ along / face.eye_distance_px), face_rel=photo.face.height_px / photo.pixels.shape[0],
-                luma=photo.luma, colourful=photo.colourful)
+                luma=photo.luma, colourful=photo.colourful, shows=shows)
