@@ -19,7 +19,7 @@ from transformers import CLIPModel
 
 from models.diffusion import bases
 from models.maquette import data, pretrain, tokenizer, train_vae, training
-from models.maquette.train_clip import mirror, train_clip, train_tower
+from models.maquette.train_clip import grid_positions, mirror, train_clip, train_tower
 from models.maquette.train_unet import train_unet
 from models.maquette.train_vae import train_vae as train_autoencoder
 from models.maquette.vocabulary import SLOTS, TRIGGERS
@@ -146,3 +146,12 @@ def test_windows_are_cut_where_the_weights_are_cut_and_the_last_steps_see_whole_
     (work / "data").symlink_to(place.work / "data")
     train_autoencoder(small(vae_samples=80), dataclasses.replace(place, work=work))
     assert sides == [16] * 9 + [32]
+
+
+def test_grid_positions_tell_every_patch_apart_and_neighbours_are_most_alike() -> None:
+    at = grid_positions(8, 256)
+    assert at.shape == (64, 256)
+    distance = torch.cdist(at, at)
+    assert (distance + 9 * torch.eye(64)).min() > 0.5
+    assert distance[27, 28] < distance[27, 31]
+    assert distance[27, 35] < distance[27, 59]
