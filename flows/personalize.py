@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 
 from likeness.records import Adapter, Intake, Reason, Release, Verdict
-from likeness.stages import StageRef
+from likeness.stages import STAGES, StageRef
 from tasks.ingesting import ingest_photos
 from tasks.judging import Judgement, judge_samples
 from tasks.preparing import assemble_training_set, caption_portraits, crop_portraits
@@ -35,6 +35,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
+    progress: Any = None            # id of the progress artifact
 
     def took(self, outcome: Outcome) -> StageRef:
         """Note a stage's outcome; returns its reference."""
@@ -42,6 +43,8 @@ class Run:
         self.refs[stage] = outcome.ref
         self.seconds[stage] = round(outcome.seconds, 3)
         (self.executed if outcome.executed else self.reused).append(stage)
+        if self.progress is not None:
+            update_progress_artifact(artifact_id=self.progress, progress=100 * len(self.refs) / len(STAGES), description=f"{stage} done")
         return outcome.ref
 
 
@@ -54,7 +57,7 @@ def personalize(subject: str) -> dict[str, Any]:
     """
     tools = runtime()
     recipe = tools.settings.recipe
-    run = Run(subject)
+    run = Run(subject, progress=create_progress_artifact(progress=0.0, key="stages", description="started"))
     intake_ref = run.took(ingest_photos(subject))
     intake = tools.open(intake_ref, subject, Intake)
     _show_intake(intake)
