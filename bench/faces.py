@@ -32,11 +32,15 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from bench.cells import Arrays, Cells
+from bench.clarity import spoil_and_read
+from bench.strangers import SET_SIZE, TRIALS, plant
 from likeness.errors import LikenessError
 from likeness.gate import GatePolicy
 from likeness.intake.decode import Decoder
 from likeness.intake.policy import IntakePolicy
 from likeness.settings import Backends, InsightfaceWeights, LocalWeights
+from models.faces import align
+from models.faces.clarity import ClarityReader
 from models.faces.face import SAME_PERSON_DISTANCE, Face, FaceDetector, FaceEmbedder, Picture
 from models.faces.tools import DETECTORS, EMBEDDERS
 from tasks.pictures import encode_png
@@ -180,6 +184,21 @@ def figure_intake(bench: Bench, sets: list[Pictures]) -> dict[str, dict[str, flo
             for p in sets if p.name in ("persons/suaresito", "persons/obama", "persons/biden", "rendered users")}
 
 
+def figure_clarity(bench: Bench, sets: list[Pictures]) -> dict[str, dict[str, Any]]:
+    """Covered faces and drawings among aligned crops of the default detector's faces: see `bench.clarity`."""
+    reader, detector, figure = ClarityReader(), bench.detectors["dlib"], {}
+    for pictures in sets:
+        if pictures.shown == 1:
+            seen = bench.see(detector, pictures)
+
+            def look(pictures: Pictures = pictures, seen: Seen = seen) -> dict[str, Any]:
+                return spoil_and_read(np.stack([align.crop(read_picture(f), align.fit(points), side_px=128) for f, points, count in
+                                                zip(pictures.files, seen.points, seen.count, strict=True) if count]), reader)
+            depends = {"epoch": EPOCH, "network": reader.digest, "detector": detector.name, "files": [f.name for f in pictures.files]}
+            figure[pictures.name] = bench.cells.numbers(f"clarity-{pictures.name.replace('/', '-').replace(' ', '-')}", depends, look)
+    return figure
+
+
 def figure_verification(bench: Bench, sets: list[Pictures]) -> dict[str, Any]:
     """Per detector and recogniser, on real and rendered people: see `verify`."""
     figure: dict[str, Any] = {}
@@ -193,7 +212,8 @@ def figure_verification(bench: Bench, sets: list[Pictures]) -> dict[str, Any]:
         people = {p.name: np.array(p.people) for p in sets if p.name in vectors}
         row: dict[str, Any] = {"embed_ms": round(float(np.median(np.concatenate(spent))), 1), "metric": embedder.metric}
         for label, names in (("real", [n for n in REAL if n in vectors]), ("rendered", ["rendered users"])):
-            row[label] = verify(np.concatenate([vectors[n] for n in names]), np.concatenate([people[n] for n in names]))
+            both = np.concatenate([vectors[n] for n in names]), np.concatenate([people[n] for n in names])
+            row[label] = verify(*both) | {"strangers": plant(*both)}
         own, drawn = vectors.get("persons/suaresito"), vectors.get("generated/suaresito_dreambooth")
         if own is not None and drawn is not None:
             near = np.linalg.norm(drawn - np.nanmean(own, axis=0), axis=1) <= GatePolicy().max_distance
@@ -285,7 +305,16 @@ def tables(results: dict[str, Any]) -> list[Table]:
     third = Table("photos", *(phases := next(iter(results["intake_ms"].values()))), title="intake with the default networks: ms per photo, median")
     for name, row in results["intake_ms"].items():
         third.add_row(name, *[f"{row[phase]:.0f}" for phase in phases])
-    return [first, second, third]
+    fourth = Table("detector/recogniser", "people", "sets", "strangers found", "of 1, 2, 3, 4", "good photos refused",
+                   title=f"1 to 4 strangers in sets of {SET_SIZE}, {TRIALS} sets for each person and number")
+    for name, row in results["verification"].items():
+        for label in ("real", "rendered"):
+            s = row[label]["strangers"]
+            fourth.add_row(name, label, str(s["sets"]), f"{s['recall']:.1%}", ", ".join(f"{v:.0%}" for v in s["recall_by_number"].values()), f"{s['good_refused']:.1%}")
+    fifth = Table("faces of", "photos", "clean: called covered", "clean: called drawn", "covers found", "made unrecognisable: found", "drawings found", title="clarity")
+    for name, c in results["clarity"].items():
+        fifth.add_row(name, str(c["photos"]), str(c["clean_called_covered"]), str(c["clean_called_drawn"]), *[f"{v:.0%} of {c['made'][k]}" for k, v in c["found"].items()])
+    return [first, second, third, fourth, fifth]
 
 
 def main() -> None:
@@ -310,7 +339,8 @@ def main() -> None:
         bench = Bench(Cells(a.out / "cells"), {name: make(chosen) for name, make in DETECTORS.items()}, {name: make(chosen) for name, make in EMBEDDERS.items()})
         sets = read_sets(a.shared, a.limit)
         results: dict[str, Any] = {"backends": {name: {"name": b.name, "licence": b.licence} for name, b in (bench.detectors | bench.embedders).items()},
-                                   "detection": figure_detection(bench, sets), "verification": figure_verification(bench, sets), "cosine": calibrate(bench, sets),
+                                   "detection": figure_detection(bench, sets), "verification": figure_verification(bench, sets), "clarity": figure_clarity(bench, sets),
+                                   "cosine": calibrate(bench, sets),
                                    "intake_ms": figure_intake(bench, sets)}
     except LikenessError as e:
         p.error(e.message)

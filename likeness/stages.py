@@ -41,9 +41,9 @@ FACES = tuple(f"models/faces/{name}.py" for name in ("align", "dlib_faces", "fac
 # The source files whose change may change a stage's output, relative to the repository.
 SOURCES: Mapping[StageName, tuple[str, ...]] = {
     "ingest": ("tasks/ingesting.py", "tasks/pictures.py", "models/faces/photos.py", *FACES, "likeness/intake/decode.py",
-               "likeness/intake/decoder_child.py", "likeness/intake/reasons.py", "likeness/intake/sets.py", "likeness/intake/sources.py",
+               "likeness/intake/decoder_child.py", "likeness/intake/reasons.py", "likeness/intake/sets.py", "likeness/intake/sources.py", "models/faces/clarity.py",
                "models/captions/slots.py", "models/maquette/vocabulary.py"),
-    "crop": ("tasks/preparing.py", "tasks/pictures.py", *FACES),
+    "crop": ("tasks/preparing.py", "tasks/pictures.py", "models/faces/portraits.py", *FACES),
     "caption": ("tasks/preparing.py", "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "assemble": ("tasks/preparing.py",),
     "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/checkpoint.py", "models/diffusion/dreambooth_lora.py",

@@ -25,7 +25,7 @@ def ingest_photos(subject: str) -> Outcome:
     source = open_source(tools.standing(subject).source, store=tools.store, policy=tools.settings.intake)
     files = source_digest(source)
     call = Call(stage="ingest", subject=subject, params={"files": files, "policy": tools.settings.intake.plain(), "backend": tools.faces.recogniser_name,
-                                                         "slots": tools.slots_digest})
+                                                         "slots": tools.slots_digest, "clarity": tools.faces.clarity.digest})
     return tools.once(call, lambda claim: _ingest(tools, call, source, claim), Intake)
 
 

@@ -46,8 +46,9 @@ def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, claim
         if claim is not None and number % 8 == 0:
             claim.beat(f"looked at {number + 1} of {len(samples.samples)} samples")
     portraits = [*training_set.portraits, *training_set.held_out]
+    people = [p for p in portraits if p.framing == "tight"]          # one vector a photo: its wide crop has the same
     references = measure.References(
-        witnesses=np.asarray([p.embedding for p in training_set.held_out], np.float32), own=np.asarray([p.embedding for p in portraits], np.float32),
+        witnesses=np.asarray([p.embedding for p in training_set.held_out], np.float32), own=np.asarray([p.embedding for p in people], np.float32),
         impostors=tools.bank.embeddings, training=np.stack([measure.thumbnail(pictures.get(tools.store, p.crop)) for p in portraits]))
     measured = measure.measure(seen, references, backend=tools.faces.recogniser_name, bank=tools.bank.digest)
     return Judgement(verdict=gate.judge(measured, tools.settings.gate), measured=measured)

@@ -11,6 +11,7 @@ from likeness.records import Caption, CaptionSet, FaceMeasures, Intake, Portrait
 from likeness.stages import Call, StageRef
 from models.captions import slots
 from models.faces import align
+from models.faces.portraits import cut_portraits
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -18,10 +19,10 @@ from tasks.runtime import Outcome, Tools, runtime
 
 @task(name="crop", task_run_name="crop {subject}", **RETRIED)
 def crop_portraits(subject: str, intake: StageRef) -> Outcome:
-    """Cut an aligned Portrait with its face mask out of every accepted Photo."""
+    """Cut aligned Portraits with their face masks out of every accepted Photo: a tight one, and a wide one where the base wants it."""
     tools = runtime()
     side_px = tools.base_ref.resolution_px
-    call = Call(stage="crop", subject=subject, inputs=(intake,), params={"side_px": side_px, "backend": tools.faces.name})
+    call = Call(stage="crop", subject=subject, inputs=(intake,), params={"side_px": side_px, "backend": tools.faces.name, "framings": list(tools.base_framings)})
     return tools.once(call, lambda claim: _crop(tools, call, tools.open(intake, subject, Intake), side_px, claim), PortraitSet)
 
 
@@ -35,18 +36,18 @@ def _crop(tools: Tools, call: Call, intake: Intake, side_px: int, claim: Claim) 
         tell(number + 1, "")
         if face is None:
             continue
-        alignment = align.fit(face.points)
-        crop = align.crop(pixels, alignment, side_px=side_px)
-        mask = tools.faces.face_mask(crop)
-        portraits.append(Portrait(
-            photo=photo.sha256, crop=pictures.put(tools.store, folder, crop), mask=pictures.put(tools.store, folder, mask), side_px=side_px, framing="tight",
-            face=FaceMeasures(box_px=face.box_px, eye_distance_px=alignment.eye_distance_px, roll_deg=alignment.roll_deg, sharpness=tools.faces.sharpness(crop),
-                              score=face.score, visible=align.visible_share(pixels.shape, alignment)),
-            embedding=tuple(float(v) for v in tools.faces.embed_faces(pixels, [face])[0])))
+        alignment, vector = align.fit(face.points), tools.faces.embed_faces(pixels, [face])[0]
+        cuts = cut_portraits(pixels, face, tools.faces, side_px=side_px, framings=tools.base_framings)
+        sharpness = tools.faces.sharpness(cuts[0].crop)
+        portraits += [Portrait(
+            photo=photo.sha256, crop=pictures.put(tools.store, folder, cut.crop), mask=pictures.put(tools.store, folder, cut.mask), side_px=side_px,
+            framing=cut.framing, embedding=tuple(float(v) for v in vector),
+            face=FaceMeasures(box_px=face.box_px, eye_distance_px=alignment.eye_distance_px, roll_deg=alignment.roll_deg, sharpness=sharpness,
+                              score=face.score, visible=cut.visible)) for cut in cuts]
         claim.beat(f"cut {number + 1} of {len(intake.photos)} photos")
     if not portraits:
         raise UnusablePhotos("no face could be cut out of any accepted photo: add photos in which the face is large and sharp")
-    return PortraitSet(portraits=tuple(sorted(portraits, key=lambda p: (-p.face.visible, p.photo))))
+    return PortraitSet(portraits=tuple(sorted(portraits, key=lambda p: (-p.face.visible, p.photo, p.framing))))
 
 
 @task(name="caption", task_run_name="caption {subject}", **RETRIED)
@@ -61,7 +62,9 @@ def caption_portraits(subject: str, intake: StageRef, portraits: StageRef, noun:
 
 def _caption(tools: Tools, intake: Intake, portraits: PortraitSet, who: str) -> CaptionSet:
     words = {photo.sha256: photo.sidecar for photo in intake.photos}
-    crops = pictures.stack(tools.store, [p.crop for p in portraits.portraits])
+    # the reader knows tight crops only; what it sees there holds for the wide crop of the same photo
+    tight = {p.photo: p.crop for p in portraits.portraits if p.framing == "tight"}
+    crops = pictures.stack(tools.store, [tight[p.photo] for p in portraits.portraits])
     texts = slots.subject_captions(tools.slots, crops, [words.get(p.photo) for p in portraits.portraits], who=who)
     return CaptionSet(captions=tuple(Caption.model_validate(dict(portrait=p.digest, text=text, slots=named, source=source))
                                      for p, (text, named, source) in zip(portraits.portraits, texts, strict=True)))
@@ -82,13 +85,16 @@ def assemble(portraits: PortraitSet, captions: CaptionSet, *, subject: str, noun
     """Split Portraits into trained ones and witnesses.
 
     Witnesses are whole photos, and those nearest to the person's centre: a witness must be a fair picture of them, since everything the
-    gate says rests on it. At most a quarter of the portraits is held out, at least one.
+    gate says rests on it. At most a quarter of the photos is held out, at least one; no other crop of a held-out photo is trained on.
     """
-    vectors = np.asarray([p.embedding for p in portraits.portraits], np.float64)
+    every = portraits.portraits
+    tight = [i for i, p in enumerate(every) if p.framing == "tight"]
+    vectors = np.asarray([every[i].embedding for i in tight], np.float64)
     distance = np.linalg.norm(vectors - np.median(vectors, axis=0), axis=1)
     count = max(1, min(held_out, len(vectors) // 4)) if len(vectors) > 1 else 0
-    witnesses = {int(i) for i in np.argsort(distance, kind="stable")[:count]}
-    kept = [i for i in range(len(vectors)) if i not in witnesses]
+    witnesses = {tight[int(i)] for i in np.argsort(distance, kind="stable")[:count]}
+    seen = {every[i].photo for i in witnesses}
+    kept = [i for i in range(len(every)) if every[i].photo not in seen]
     return TrainingSet.model_validate(dict(
         subject=subject, trigger=trigger, noun=noun, portraits=tuple(portraits.portraits[i] for i in kept),
         captions=tuple(captions.captions[i] for i in kept), held_out=tuple(portraits.portraits[i] for i in sorted(witnesses))))

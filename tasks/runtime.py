@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,13 @@ class Tools:
         from models.diffusion import bases
 
         return bases.CATALOGUE[self.base_ref.name].trigger
+
+    @cached_property
+    def base_framings(self) -> tuple[Literal["tight", "wide"], ...]:
+        """Which crops of a photo the base is trained on."""
+        from models.diffusion import bases
+
+        return bases.CATALOGUE[self.base_ref.name].framings
 
     @cached_property
     def faces(self) -> FaceTools:

@@ -38,6 +38,7 @@ class IntakePolicy(Record):
     max_luma: float = Field(235.0, ge=0, le=255, description="mean luma of the face; above is too_bright")
     min_contrast: float = Field(12.0, ge=0, le=127, description="standard deviation of luma on the face")
     min_sharpness: float = Field(12.0, ge=0, description="variance of the Laplacian on a 128 px face crop: see models.faces.measure")
+    min_face_inside: float = Field(0.9, ge=0, le=1, description="share of the face, brow to chin, that lies inside the photo")
     dominant_face: float = Field(2.0, ge=1, description="a bystander is tolerated if his face height is at most 1 / this of the main one")
 
     # -- the person, as shares of the recogniser's own distance at which two photos still show one person

@@ -37,10 +37,11 @@ class Entry:
     trigger: str                             # a word that is one token and means nothing to this base
     guidance: float
     licence: str
+    framings: tuple[Literal["tight", "wide"], ...] = ("tight", "wide")      # of the portraits it is trained on
 
 
 CATALOGUE: Mapping[str, Entry] = {
-    "maquette": Entry(MAQUETTE / "weights", "sd15", 128, "zqaa", 3.0, "Apache-2.0; trained on CC0 renders, no real person"),
+    "maquette": Entry(MAQUETTE / "weights", "sd15", 128, "zqaa", 3.0, "Apache-2.0; trained on CC0 renders, no real person", ("tight",)),
     "sd15": Entry(None, "sd15", 512, "sks", 7.0, "CreativeML Open RAIL-M"),
 }
 

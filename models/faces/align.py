@@ -108,6 +108,18 @@ def crop(photo: Image, alignment: Alignment, *, side_px: int, side_iod: float = 
     return np.asarray(warped, dtype=np.uint8)
 
 
+def face_inside_share(photo_shape: tuple[int, ...], alignment: Alignment, *, grid: int = 24) -> float:
+    """Share of the face, an ellipse from brow to chin, that lies inside a photo of shape (H, W, ...)."""
+    y, x = np.meshgrid(np.linspace(-1, 1, grid), np.linspace(-1, 1, grid), indexing="ij")
+    inside = x**2 + y**2 <= 1
+    # in eye distances from the middle of the eyes, as in FACE_TEMPLATE
+    across, down = 0.95 * x[inside], 0.45 + 1.2 * y[inside]
+    angle, unit = math.radians(alignment.roll_deg), alignment.eye_distance_px
+    px = alignment.eyes_px[0] + unit * (math.cos(angle) * across - math.sin(angle) * down)
+    py = alignment.eyes_px[1] + unit * (math.sin(angle) * across + math.cos(angle) * down)
+    return float(((px >= 0) & (px < photo_shape[1]) & (py >= 0) & (py < photo_shape[0])).mean())
+
+
 def visible_share(photo_shape: tuple[int, ...], alignment: Alignment, *, side_iod: float = TIGHT_SIDE_IOD, grid: int = 16) -> float:
     """Share of the crop's area that lies inside a photo of shape (H, W, ...)."""
     matrix = crop_matrix(alignment, side_px=grid, side_iod=side_iod)

@@ -183,6 +183,9 @@ class _Desk:
         face = faces[0]
         if face.height_px < policy.min_face_px:
             return Refusal("face_too_small", f"the face is {face.height_px:.0f} px high, {policy.min_face_px:.0f} are needed: use a closer photo")
+        inside = align.face_inside_share(pixels.shape, align.fit(face.points))
+        if inside < policy.min_face_inside:
+            return Refusal("face_cut_off", f"{1 - inside:.0%} of the face lies outside the photo: use one that shows all of it")
         crop = align.crop(pixels, align.fit(face.points), side_px=256)
         sharpness = tools.sharpness(crop)
         inner = cv2.cvtColor(crop[70:190, 70:186], cv2.COLOR_RGB2GRAY)
@@ -194,6 +197,11 @@ class _Desk:
             return Refusal("low_contrast", "the face hardly stands out: use a clearer photo")
         if sharpness < policy.min_sharpness:
             return Refusal("too_blurry", f"the face is blurred (sharpness {sharpness:.0f}, {policy.min_sharpness:.0f} needed): use a sharper photo")
+        clarity = tools.clarity.read(crop)
+        if clarity.drawn > tools.clarity.limits.drawn:
+            return Refusal("not_a_photograph", "this is a drawing or a filtered picture: use a photo as the camera took it")
+        if clarity.covered > tools.clarity.limits.covered:
+            return Refusal("face_occluded", "something covers the face, or it was made unrecognisable: use a photo that shows all of it")
         text = words.read() if words is not None else None
         sidecar = text.decode("utf-8", "replace").strip()[:2000] if isinstance(text, bytes) and text.strip() else None
         grey = cv2.cvtColor(align.crop(pixels, align.fit(face.points), side_px=64), cv2.COLOR_RGB2GRAY).astype(np.float64)

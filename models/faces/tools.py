@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from likeness.settings import Backends
 from models.faces import align
+from models.faces.clarity import ClarityReader
 from models.faces.dlib_faces import DlibFaces
 from models.faces.face import Face, FaceDetector, FaceEmbedder, FaceParser, Picture, Vectors, soft_edge
 from models.faces.facexlib_faces import BiSeNetMask, RetinaFaces
@@ -51,6 +52,7 @@ class FaceTools:
     detector: FaceDetector
     embedder: FaceEmbedder
     parser: FaceParser
+    clarity: ClarityReader = field(default_factory=ClarityReader)
 
     @property
     def recogniser_name(self) -> str:

@@ -11,6 +11,7 @@ import pytest
 from bench import attributes, faces, personalisation
 from bench.cells import Cells
 from bench.drawing import bytes_digest, chance, full_prompts
+from bench.strangers import plant
 from models.maquette.vocabulary import SLOTS
 
 ROWS = [{"identity": f"{i:06d}", "style": "photo", "sex": "female", "age": "young", "hair_colour": "black", "hair_cut": "bob", "beard": "none",
@@ -110,3 +111,14 @@ def test_sets_name_their_people_and_a_limit_is_per_person(shared: Path) -> None:
     assert {"persons/orl", "persons/suaresito", "persons_multi", "rendered users", "objects/caosdelola_dog"} <= sets.keys()
     assert len(sets["persons/orl"].files) == 60 and len(set(sets["persons/orl"].people)) == 20
     assert sets["objects/caosdelola_dog"].shown == 0 and not any(sets["objects/caosdelola_dog"].people)
+
+
+def test_strangers_far_away_are_found_and_near_ones_are_not() -> None:
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.array(["a", "b", "c"]), 12)
+    far = {"a": 0.0, "b": 5.0, "c": -5.0}
+    vectors = np.array([[far[w], 0.0] for w in who], np.float32) + rng.normal(0, 0.05, (36, 2)).astype(np.float32)
+    vectors[3] = np.nan
+    apart = plant(vectors, who)
+    assert (apart["recall"], apart["good_refused"]) == (1.0, 0.0)
+    assert plant(vectors * np.float32(0.01), who)["recall"] == 0.0

@@ -1,0 +1,48 @@
+"""Portraits of one photo: the aligned tight crop, and the wider one where a base wants it and the photo has room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.faces import align
+from models.faces.face import Face, Picture
+from models.faces.tools import FaceTools
+
+Framing = Literal["tight", "wide"]
+SIDE_IOD: Mapping[Framing, float] = {"tight": align.TIGHT_SIDE_IOD, "wide": align.WIDE_SIDE_IOD}
+MIN_VISIBLE_WIDE = 0.97      # a wide crop is cut only where the photo fills it: what lies outside would be its mirror image
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One aligned crop (S, S, 3) with its face mask (S, S), and the share of it that lies inside the photo."""
+
+    framing: Framing
+    crop: Picture
+    mask: NDArray[np.uint8]
+    visible: float
+
+
+def cut_portraits(photo: Picture, face: Face, tools: FaceTools, *, side_px: int, framings: Sequence[Framing]) -> list[Cut]:
+    """Every crop of `framings` that this photo allows; the tight one always."""
+    alignment = align.fit(face.points)
+    tight = align.crop(photo, alignment, side_px=side_px)
+    mask = tools.face_mask(tight)
+    cuts = [Cut("tight", tight, mask, align.visible_share(photo.shape, alignment))]
+    visible = align.visible_share(photo.shape, alignment, side_iod=SIDE_IOD["wide"])
+    if "wide" in framings and visible >= MIN_VISIBLE_WIDE:
+        cuts.append(Cut("wide", align.crop(photo, alignment, side_px=side_px, side_iod=SIDE_IOD["wide"]), widened(mask), visible))
+    return cuts
+
+
+def widened(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mask of a tight crop (S, S) as it lies in the wide crop of the same photo: both put the eyes at one place."""
+    side, scale = mask.shape[0], SIDE_IOD["tight"] / SIDE_IOD["wide"]
+    move = np.array([[scale, 0, (1 - scale) * 0.5 * side], [0, scale, (1 - scale) * align.EYE_LINE_REL * side]])
+    return np.asarray(cv2.warpAffine(mask, move, (side, side), flags=cv2.INTER_AREA, borderValue=0), np.uint8)
