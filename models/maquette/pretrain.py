@@ -2,10 +2,11 @@
 
     python -m models.maquette.pretrain all --data DIR_OR_TAR ... --work WORK --out OUT --plan cpu
 
-Five stages, each resumable at any step, each a short file: `prepare` (aligned crops: data.py), `vae` (train_vae.py), `clip` (both towers,
-contrastive, and the tokenizer: train_clip.py), `unet` (v-prediction on cached latents: train_unet.py), `tower` (CLIP's image tower alone:
+Six stages, each resumable at any step, each a short file: `prepare` (aligned crops: data.py), `vae` (train_vae.py), `clip` (both towers,
+contrastive, and the tokenizer: train_clip.py), `unet` (v-prediction on cached latents: train_unet.py), `decoder` (the VAE's decoder alone), `tower` (CLIP's image tower alone:
 train_clip.py), then `export` (fp16 safetensors that plain `StableDiffusionPipeline.from_pretrained` loads). The loop they share is in
-training.py. `vae` and `clip` may run at the same time, and so may `unet` and `tower`. The plan says how large and how long.
+training.py. `vae` and `clip` may run at the same time, and so may `unet`, `decoder` and
+`tower`. The plan says how large and how long.
 Plain torch, diffusers and transformers: nothing here knows of Prefect or MLflow.
 """
 
@@ -26,7 +27,7 @@ from models.diffusion import bases
 from models.maquette import data
 from models.maquette.train_clip import load_clip, train_clip, train_tower
 from models.maquette.train_unet import new_scheduler, new_unet, train_unet
-from models.maquette.train_vae import load_vae, train_vae
+from models.maquette.train_vae import load_vae, train_decoder, train_vae
 from models.maquette.training import PLANS, Place, Plan
 
 
@@ -64,7 +65,7 @@ def export(plan: Plan, place: Place, out: Path) -> None:
 def main() -> None:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("stage", nargs="+", choices=["all", "prepare", "vae", "clip", "unet", "tower", "export"])
+    p.add_argument("stage", nargs="+", choices=["all", "prepare", "vae", "clip", "unet", "decoder", "tower", "export"])
     p.add_argument("--data", type=Path, nargs="+", default=[], help="imagefolders or tars of captioned portraits")
     p.add_argument("--work", type=Path, required=True, help="folder of crops, caches and checkpoints")
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="where the pipeline is written")
@@ -85,12 +86,12 @@ def main() -> None:
     plan = Plan(**known)
     place = Place.here(a.work, a.minutes, a.init)
     a.work.mkdir(parents=True, exist_ok=True)
-    for stage in ["prepare", "vae", "clip", "unet", "tower", "export"] if a.stage == ["all"] else a.stage:
+    for stage in ["prepare", "vae", "clip", "unet", "decoder", "tower", "export"] if a.stage == ["all"] else a.stage:
         if stage == "prepare":
             data.prepare(a.data, a.work / "data", side_px=plan.side_px)
         elif stage == "export":
             export(plan, place, a.out)
-        elif not {"vae": train_vae, "clip": train_clip, "unet": train_unet, "tower": train_tower}[stage](plan, place):
+        elif not {"vae": train_vae, "clip": train_clip, "unet": train_unet, "decoder": train_decoder, "tower": train_tower}[stage](plan, place):
             break
 
 

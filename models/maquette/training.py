@@ -32,6 +32,8 @@ class Plan:
     vae_samples: int = 20_800
     vae_batch: int = 4
     vae_lr: float = 1.5e-3
+    decoder_samples: int = 40_000
+    decoder_lr: float = 1e-3
     clip_width: int = 256
     clip_layers: int = 4
     clip_samples: int = 64_000
@@ -55,11 +57,11 @@ PLANS = {
     # two CPU cores, about two hours: what one sitting without a GPU can afford
     "cpu": Plan(),
     # one large GPU, under an hour: 17M parameters, 30M samples
-    "gpu": Plan(vae_channels=(32, 64, 128, 128), vae_samples=1_500_000, vae_batch=64, vae_lr=1e-3, clip_samples=1_500_000, clip_batch=512,
+    "gpu": Plan(vae_channels=(32, 64, 128, 128), vae_samples=1_500_000, vae_batch=64, vae_lr=1e-3, decoder_samples=500_000, clip_samples=1_500_000, clip_batch=512,
                 clip_lr=1e-3, tower_samples=3_000_000, unet_channels=(128, 192, 224), unet_samples=30_000_000, unet_batch=512, unet_lr=8e-4, ema=0.9998,
                 captions_per_picture=8),
     # a rehearsal of every stage in a minute, for tests
-    "toy": Plan(side_px=32, vae_channels=(8, 8, 16, 16), vae_window_px=16, vae_samples=64, vae_batch=8, clip_width=32, clip_layers=1, clip_samples=64, clip_batch=16, tower_samples=64,
+    "toy": Plan(side_px=32, vae_channels=(8, 8, 16, 16), vae_window_px=16, vae_samples=64, vae_batch=8, decoder_samples=32, clip_width=32, clip_layers=1, clip_samples=64, clip_batch=16, tower_samples=64,
                 unet_channels=(16, 16, 32), unet_samples=64, unet_batch=8, captions_per_picture=2),
 }
 

@@ -20,7 +20,8 @@ from transformers import CLIPModel
 from models.diffusion import bases
 from models.maquette import data, pretrain, tokenizer, train_vae, training
 from models.maquette.train_clip import grid_positions, mirror, train_clip, train_tower
-from models.maquette.train_unet import train_unet
+from models.maquette.train_unet import cache_latents, train_unet
+from models.maquette.train_vae import face_weight, reconstruction_loss, train_decoder, window
 from models.maquette.train_vae import train_vae as train_autoencoder
 from models.maquette.vocabulary import SLOTS, TRIGGERS
 
@@ -70,6 +71,7 @@ def test_all_stages_end_in_a_pipeline_that_plain_diffusers_loads(place: training
     assert train_autoencoder(plan, place)
     assert train_clip(plan, place)
     assert train_unet(plan, place)
+    assert train_decoder(plan, place)
     assert train_tower(plan, place)
     out = tmp_path / "weights"
     pretrain.export(plan, place, out)
@@ -113,6 +115,33 @@ def test_the_tokenizer_is_the_same_in_every_process_and_every_trigger_is_one_tok
     assert built[0] == built[1]
     words = tokenizer.build(tmp_path / "a")
     assert all(len(words(t, add_special_tokens=False).input_ids) == 1 for t in TRIGGERS)
+
+
+def test_the_decoder_is_trained_alone_so_that_latents_stay_as_the_unet_knows_them(place: training.Place) -> None:
+    assert train_autoencoder(small(), place)
+    cache_latents(small(), place)
+    assert train_decoder(small(), place)
+    before, after = (load_file(place.work / f"{name}.safetensors") for name in ("vae", "decoder"))
+    for name in (k for k in before if k.startswith("model.")):
+        moved = not torch.equal(before[name], after[name])
+        assert moved == name.startswith(("model.decoder", "model.post_quant_conv")), name
+
+
+def test_windows_lie_on_the_grid_and_faces_weigh_most() -> None:
+    plan = training.Plan()
+    for seed in range(50):
+        for part in window(plan, np.random.default_rng(seed), grid=8):
+            assert part.start % 8 == 0
+            assert part.stop - part.start == 64
+            assert 0 <= part.start <= 64
+    weight = face_weight(128)
+    assert float(weight.mean()) == pytest.approx(1.0)
+    assert weight[64, 64] > 5 * weight[3, 3]
+    real = torch.zeros(1, 3, 128, 128)
+    face, margin = real.clone(), real.clone()
+    face[..., 56:72, 56:72] = 0.5
+    margin[..., :16, :16] = 0.5
+    assert reconstruction_loss(face, real, weight) > 4 * reconstruction_loss(margin, real, weight)
 
 
 def test_the_tower_leaves_text_as_the_unet_knows_it_and_moves_the_pictures(place: training.Place) -> None:
