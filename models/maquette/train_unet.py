@@ -39,8 +39,9 @@ def cache_latents(plan: Plan, place: Place) -> None:
         return
     crops, rows = data.load(place.work / "data")
     vae = load_vae(plan, place)
-    parts = [vae.encode(pixels(crops, np.arange(start, min(start + 64, len(rows))), place.device)).latent_dist.mean.cpu().half()
-             for start in range(0, len(rows), 64)]
+    with place.autocast():
+        parts = [vae.encode(pixels(crops, np.arange(start, min(start + 64, len(rows))), place.device)).latent_dist.mean.cpu().half()
+                 for start in range(0, len(rows), 64)]
     latents = torch.cat(parts)
     np.save(place.work / "latents.npy", latents.numpy())
     (place.work / "scaling.json").write_text(json.dumps({"scaling_factor": 1 / float(latents.float().std())}))
