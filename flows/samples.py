@@ -12,8 +12,8 @@ from likeness.lineage import walk
 from likeness.recipe import RECIPE
 from likeness.records import Adapter, TrainingSet
 from likeness.stages import Published, StageRef
-from models.diffusion import checkpoint, lora
-from models.diffusion.sampler import adapted
+from models.diffusion import checkpoint
+from models.diffusion.methods import adapted
 from models.diffusion.sampler import sample as draw_pictures
 from tasks.runtime import Tools
 from tasks.training import weights_of
@@ -38,7 +38,7 @@ def draw(tools: Tools, subject: str, prompt: str, *, count: int, seed: int, out:
     words = prompt.replace("{who}", who).replace(subject, who)
     words = words if who in words else f"a photo of {who}, {words}"
     tensors, _ = checkpoint.read_adapter(weights_of(tools.store, adapter))
-    with adapted(tools.base, lora.from_file(tensors), recipe):
+    with adapted(tools.base, tensors, recipe):
         images = draw_pictures(tools.base, [words] * count, [seed + i for i in range(count)], steps=tools.settings.sampling.steps,
                                guidance=tools.settings.sampling.guidance, batch=tools.settings.sampling.batch,
                                progress=lambda done, total: tools.watch("sample", done, total, ""))
