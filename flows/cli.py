@@ -118,6 +118,23 @@ def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release
 
 
 @app.command()
+def export(subject: Annotated[str, typer.Argument(help="A subject with a Release.")],
+           form: Annotated[str, typer.Option("--format", help="diffusers (a LoRA file; of a DreamBooth adapter a whole pipeline), kohya (a LoRA file for kohya's scripts "
+                                             "and web UIs), embedding (a Textual Inversion file).")] = "diffusers",
+           out: Annotated[Path | None, typer.Option(help="The file, or folder, to write; default: SUBJECT-FORMAT.safetensors here.")] = None,
+           as_json: Json = False, config: Config = None) -> None:
+    """Write a subject's registered adapter for other programs."""
+    from flows.exporting import export as write
+
+    with _watching(load_settings(config)) as tools:
+        written = write(tools, subject, form, out=out)
+    if as_json:
+        _print_json({"subject": subject, "format": form, "file": str(written)})
+    else:
+        typer.echo(written)
+
+
+@app.command()
 def lineage(subject: Annotated[str, typer.Argument(help="A subject.")], as_json: Json = False, config: Config = None) -> None:
     """Walk from the newest Release back to the photos and verify every digest against the Store."""
     from likeness.lineage import walk
