@@ -33,13 +33,17 @@ class InversionObjective(Record):
 class Objective(InversionObjective):
     """What is minimised. Defaults are those of the maquette preset; each number's reason is beside it."""
 
+    prior: Literal["class_pictures", "dop"] = Field(
+        "class_pictures", exclude_if=lambda value: value == "class_pictures",      # so recipes from before there was a choice keep their digest
+        description="what the class is kept with: class pictures, or differential output preservation (the same portraits under captions without the trigger, "
+                    "aimed at what the base alone returns), which needs no class pictures; dop is not measured")
     prior_weight: float = Field(0.25, ge=0, le=10, description="weight of class images: keeps 'a woman' from becoming this woman")
     caption_dropout: float = Field(0.1, ge=0, le=0.5, description="share of empty captions: keeps guidance working after training")
 
     @property
     def wants_class_pictures(self) -> bool:
         """Whether pictures of the class are trained on beside the portraits."""
-        return self.prior_weight > 0
+        return self.prior_weight > 0 and self.prior == "class_pictures"
 
     def for_words(self) -> InversionObjective:
         """The part that means something while only words are trained."""

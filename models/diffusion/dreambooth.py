@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,18 @@ class Weights:
         """What was learnt: weight minus the base's own, fp32, on CPU."""
         return {name: (p.data - self._own[name].float()).cpu() for name, p in self.named.items()}
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The base's own weights, for a while; not while a gradient is on its way."""
+        other = {name: p.data for name, p in self.named.items()}
+        try:
+            for name, p in self.named.items():
+                p.data = self._own[name]
+            yield
+        finally:
+            for name, p in self.named.items():
+                p.data = other[name]
+
     def close(self) -> None:
         """Every weight is the base's own tensor again."""
         for name, p in self.named.items():
@@ -55,10 +68,10 @@ class DreamBoothStep:
 
     def __init__(self, base: Base, inputs: TrainingInputs, recipe: DreamBooth) -> None:
         self._base = base
-        self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed)
         self._ids_KT = base.token_ids(inputs.texts) if recipe.text_encoder else None
         self._weights = Weights(base, ("unet", "text_encoder") if recipe.text_encoder else ("unet",))
         self._weights.learn()
+        self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._weights.alone)
 
     def groups(self) -> list[Group]:
         return [Group(list(self._weights.named.values()))]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,15 @@ class Factors:
             for module in network.modules():
                 if isinstance(module, BaseTunerLayer):
                     module.enable_adapters(on)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The base without the factors, for a while."""
+        self.enable(False)
+        try:
+            yield
+        finally:
+            self.enable(True)
 
     def state(self) -> dict[str, Tensor]:
         """The factors by name, as fp32 CPU tensors: the network's name, then peft's name without the adapter's own."""
@@ -91,10 +101,10 @@ class LoraStep:
     """A `loop.Step`: factors alone."""
 
     def __init__(self, base: Base, inputs: TrainingInputs, recipe: Lora) -> None:
-        self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed)
         self._ids_KT = base.token_ids(inputs.texts) if "text_encoder" in recipe.targets else None
         self._base = base
         self._factors = Factors(base, recipe, seed=recipe.seed)
+        self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._factors.alone)
 
     def groups(self) -> list[Group]:
         return [Group(self._factors.parameters)]

@@ -21,8 +21,8 @@ class PivotalStep:
     def __init__(self, base: Base, inputs: TrainingInputs, recipe: Pivotal) -> None:
         self._base, self._recipe = base, recipe
         self._inversion = Batches(base, inputs, recipe.objective.for_words(), batch=recipe.batch, seed=recipe.seed)
-        self._tuning = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed)
         self._factors = Factors(base, recipe, seed=recipe.seed)
+        self._tuning = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._factors.alone)
         self._words = LearntWords(base, recipe, noun=inputs.noun)
         self._ids_KT = base.token_ids(inputs.texts)
 

@@ -26,6 +26,12 @@ def test_recipes_from_before_there_were_four_methods_keep_their_digest() -> None
     assert Lora().digest.startswith("fdfaf3ea3ab524fb")
 
 
+def test_another_prior_is_another_recipe_and_the_usual_one_need_not_be_named() -> None:
+    assert Objective(prior="class_pictures").digest == Objective().digest != Objective(prior="dop").digest
+    assert Objective.read(Objective(prior="dop").model_dump_json()).prior == "dop"
+    assert (Objective().wants_class_pictures, Objective(prior="dop").wants_class_pictures, Objective(prior_weight=0.0).wants_class_pictures) == (True, False, False)
+
+
 def test_methods_with_equal_numbers_are_different_recipes() -> None:
     assert len({kind().digest for kind in METHODS.values()}) == len(METHODS) == 4  # type: ignore[call-arg]
 

@@ -12,7 +12,7 @@ import torch
 from likeness.errors import BadCheckpoint, NonFiniteLoss
 from likeness.recipe import METHODS, DreamBooth, InversionObjective, Lora, Objective, Pivotal, Recipe, TextualInversion
 from models.diffusion import bases, checkpoint, objective
-from models.diffusion.batches import Batches, TrainingInputs, encode
+from models.diffusion.batches import Batches, TrainingInputs, encode, without_trigger
 from models.diffusion.loop import Checkpoint, Job, Plan, fit, learning_rate
 from models.diffusion.lora import Factors
 from models.diffusion.methods import STEPS, adapted, as_file, plan_of, step_of
@@ -207,6 +207,49 @@ def test_a_training_without_class_pictures_needs_none(base: bases.Base) -> None:
                   class_images_MSSC=np.zeros((0, 128, 128, 3), np.uint8), class_captions=[], noun="man")
     [result] = fit([job(base, none, LORA.model_copy(update={"steps": 1, "objective": Objective(prior_weight=0.0)}))])
     assert result.error is None
+
+
+DOP = Objective(prior="dop", caption_dropout=0.0)
+PRESERVED: dict[str, Recipe] = {name: RECIPES[name].model_copy(update={"objective": DOP, "steps": 3, "checkpoint_every": 9}) for name in RECIPES if name != "textual inversion"}
+
+
+@pytest.mark.parametrize("recipe", PRESERVED.values(), ids=PRESERVED)
+def test_output_preservation_costs_nothing_until_something_was_learnt(base: bases.Base, inputs: TrainingInputs, recipe: Recipe) -> None:
+    def losses(update: dict[str, float]) -> tuple[float, float]:
+        """Of the first step that trains on it: as it begins, and after everything trained was moved."""
+        assert isinstance(recipe.objective, Objective)
+        step = step_of(base, inputs, recipe.model_copy(update={"objective": recipe.objective.model_copy(update=update)}))
+        try:
+            before = float(step.loss(2).detach())
+            with torch.no_grad():
+                for group in step.groups():
+                    for number, p in enumerate(group.parameters):
+                        p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+            return before, float(step.loss(2).detach())
+        finally:
+            step.close()
+
+    light, heavy = losses({"prior_weight": 0.25}), losses({"prior_weight": 10.0})
+    assert light[0] == pytest.approx(heavy[0], rel=1e-4)         # what is trained is still the base: it is no distance from itself
+    assert heavy[1] > 1.02 * light[1]
+    assert is_itself(base)
+
+
+def test_output_preservation_trains_without_class_pictures_and_resumes(base: bases.Base, inputs: TrainingInputs) -> None:
+    none = dataclasses.replace(inputs, class_latents_MCHW=inputs.class_latents_MCHW[:0], class_captions=(),
+                               texts_KTD=torch.cat([inputs.texts_KTD[:3], inputs.texts_KTD[6:]]))
+    recipe = LORA.model_copy(update={"objective": Objective(prior="dop"), "steps": 4, "checkpoint_every": 2})
+    kept: list[Checkpoint] = []
+    [whole] = fit([job(base, none, recipe, on_checkpoint=kept.append)])
+    [resumed] = fit([job(base, none, recipe, resume=kept[0])])
+    assert whole.error is None
+    assert same(resumed.tensors, whole.tensors)
+
+
+@pytest.mark.parametrize(("caption", "plain"), [("a photo of a zqaa man", "a photo of a man"), ("zqaa man, smiling", "man, smiling"), ("ZQAA  man", "man"),
+                                                ("zqaa in a park", "man in a park"), ("zqaa manor", "man manor"), ("a zqaab", "a zqaab")])
+def test_a_caption_without_its_trigger(caption: str, plain: str) -> None:
+    assert without_trigger(caption, trigger="zqaa", noun="man") == plain
 
 
 @every_method
