@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -114,6 +115,16 @@ def test_a_release_leaves_for_other_programs_in_a_format_that_fits(undisturbed: 
         code, written, err = finish(likeness(home, "export", "ada", "--format", form, "--json"))
         assert (code, written) == (2, None)
         assert words in " ".join(err.split())
+
+
+def test_an_adapter_is_not_drawn_on_another_base(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
+    home, _ = undisturbed
+    other = tmp_path / "base"
+    shutil.copytree(ROOT / "models" / "maquette" / "weights", other, ignore=shutil.ignore_patterns("manifest.json"))
+    (other / "notes.txt").write_text("not the base that was trained on")
+    code, drawn, err = finish(likeness(home, "sample", "ada", "ada", "--count", "1", "--json", config=f'base_folder = "{other}"\n' + CONFIG))
+    assert (code, drawn) == (2, None)
+    assert "trained on base 'maquette' as it was then" in " ".join(err.split())
 
 
 def test_the_method_is_chosen_by_a_flag_and_its_adapter_is_drawn_and_exported(tmp_path: Path) -> None:
