@@ -63,7 +63,7 @@ class LearntWords:
         ids = base.pipe.tokenizer(noun, add_special_tokens=False).input_ids
         median = table.norm(dim=1).median()
         self._least, self._most = median * (1 - recipe.norm_slack), median * (1 + recipe.norm_slack)
-        self.raw_KD = nn.Parameter(table[ids].mean(0).repeat(recipe.vectors, 1))
+        self.raw_KD = nn.Parameter(table[ids].mean(0).repeat(recipe.vectors, 1))        # equal at first: their places in the prompt part them
         self._name = f"vectors.{base.trigger}"
         self._words = Words(base, base.trigger, self.used, count=recipe.vectors)
 

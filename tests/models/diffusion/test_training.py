@@ -252,7 +252,7 @@ def test_a_caption_without_its_trigger(caption: str, plain: str) -> None:
     assert without_trigger(caption, trigger="zqaa", noun="man") == plain
 
 
-@every_method
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), PRESERVED["dreambooth"]], ids=[*RECIPES, "dreambooth with dop"])
 def test_a_base_in_half_precision_is_trained_in_full(inputs: TrainingInputs, recipe: Recipe) -> None:
     half = bases.load("maquette", device="cpu")
     half.pipe.to(torch.bfloat16)
