@@ -24,9 +24,10 @@ from bench.drawing import Bench, bytes_digest
 from likeness.recipe import Recipe
 from likeness.settings import Settings
 from models.captions import slots
-from models.diffusion.dreambooth_lora import DreamBoothLora, encode
-from models.diffusion.loop import Job, Plan, fit
-from models.diffusion.sampler import adapted, sample
+from models.diffusion.batches import encode
+from models.diffusion.loop import Job, fit
+from models.diffusion.methods import adapted, plan_of, step_of
+from models.diffusion.sampler import sample
 from models.faces import align
 from models.maquette.companions import read_class_pictures
 
@@ -102,10 +103,11 @@ def personalise(bench: Bench, user: User, *, recipe: Recipe, reader: slots.SlotR
     captions = [text for text, _, _ in slots.subject_captions(reader, user.crops, [None] * len(user.crops), who=who)]
     class_images, class_captions = read_class_pictures(user.noun, side_px=bench.base.ref.resolution_px)
     masks = np.stack([bench.faces.face_mask(crop) for crop in user.crops])
-    inputs = encode(bench.base, crops_NSSC=user.crops, masks_NSS=masks, captions=captions, class_images_MSSC=class_images, class_captions=class_captions)
+    inputs = encode(bench.base, crops_NSSC=user.crops, masks_NSS=masks, captions=captions, class_images_MSSC=class_images, class_captions=class_captions,
+                    noun=user.noun)
     seconds["prepare"] = time.monotonic() - began
     began = time.monotonic()
-    [result] = fit([Job(user.name, lambda: DreamBoothLora(bench.base, inputs, recipe), Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm))])
+    [result] = fit([Job(user.name, lambda: step_of(bench.base, inputs, recipe), plan_of(recipe))])
     if result.error is not None:
         raise result.error
     seconds["train"] = time.monotonic() - began

@@ -43,17 +43,19 @@ def demo(as_json: Json = False, config: Config = None) -> None:
 def run(photos: PhotosArgument, subject: SubjectOption,
         noun: Annotated[str, typer.Option("--class", help="What the subject is: man, woman or person.")] = "person",
         consent: Annotated[str, typer.Option(help="Who allowed this: a reference into your own records.")] = "operator",
+        method: Annotated[str | None, typer.Option(help="dreambooth, lora, textual_inversion or pivotal, with the numbers of its preset; instead of "
+                                                        "`recipe.method`.")] = None,
         as_json: Json = False, config: Config = None) -> None:
     """Photos to verdict, and to a registered model if accepted. Run it again after a crash: published stages are not made twice."""
-    _personalize(photos, subject, noun, consent, as_json, config)
+    _personalize(photos, subject, noun, consent, as_json, config, method)
 
 
-def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bool, config: Path | None) -> None:
+def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bool, config: Path | None, method: str | None = None) -> None:
     from pydantic import ValidationError
 
     from likeness.records import Consent, Enrolment, Subject
 
-    settings = load_settings(config)
+    settings = load_settings(config, {"recipe.method": method})
     try:
         who = Subject.model_validate(dict(id=subject, noun=noun, consent=Consent(source=consent)))
     except ValidationError as e:
@@ -113,6 +115,23 @@ def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release
     else:
         for file in files:
             typer.echo(file)
+
+
+@app.command()
+def export(subject: Annotated[str, typer.Argument(help="A subject with a Release.")],
+           form: Annotated[str, typer.Option("--format", help="diffusers (a LoRA file; of a DreamBooth adapter a whole pipeline), kohya (a LoRA file for kohya's scripts "
+                                             "and web UIs), embedding (a Textual Inversion file).")] = "diffusers",
+           out: Annotated[Path | None, typer.Option(help="The file, or folder, to write; default: SUBJECT-FORMAT.safetensors here.")] = None,
+           as_json: Json = False, config: Config = None) -> None:
+    """Write a subject's registered adapter for other programs."""
+    from flows.exporting import export as write
+
+    with _watching(load_settings(config)) as tools:
+        written = write(tools, subject, form, out=out)
+    if as_json:
+        _print_json({"subject": subject, "format": form, "file": str(written)})
+    else:
+        typer.echo(written)
 
 
 @app.command()

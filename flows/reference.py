@@ -5,6 +5,7 @@ python -m flows.reference > docs/reference.md        (a test compares the two)
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ import typer
 from pydantic import BaseModel
 
 from flows.cli import app
+from likeness.recipe import METHODS, PRESETS, Training
 from likeness.settings import Settings
 
 EXITS = """| exit code | meaning |
@@ -20,6 +22,8 @@ EXITS = """| exit code | meaning |
 | 1 | something broke; lineage: a digest does not hold |
 | 2 | wrong usage, unusable photos, or the verdict `needs_photos` |
 | 3 | the verdict `retry` or `rejected`, or no Release |"""
+
+HEAD = ("| key | default | limits | reason |", "|---|---|---|---|")
 
 
 def render() -> str:
@@ -35,7 +39,12 @@ def render() -> str:
             default = "required" if parameter.required else "" if parameter.default in (None, False) else f"`{parameter.default}`"
             parts.append(f"| `{label}` | {default} | {getattr(parameter, 'help', '') or ''} |")
         parts.append("")
-    parts += [EXITS, "", "## Settings", "", "| key | default | limits | reason |", "|---|---|---|---|", *_settings(Settings, ""), ""]
+    parts += [EXITS, "", "## Settings", "", *HEAD, *_settings(Settings, ""), ""]
+    parts += ["## Recipes", "", "The keys of `[recipe]`, and of each entry of `ladder`, by method. Defaults are those of the maquette.", ""]
+    for method, kind in METHODS.items():
+        parts += [f"### `method = \"{method}\"`", "", " ".join((kind.__doc__ or "").split()), "", *HEAD, *_settings(kind, "recipe."), ""]
+    for base, presets in PRESETS.items():
+        parts += [f"On base `{base}`, unless named otherwise:", "", *(f"* `{method}`: `{json.dumps(values)}`" for method, values in presets.items()), ""]
     return "\n".join(parts)
 
 
@@ -45,7 +54,7 @@ def _settings(model: type[BaseModel], prefix: str) -> list[str]:
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             rows += _settings(info.annotation, f"{prefix}{name}.")
             continue
-        default = "in likeness.toml" if info.is_required() else f"`{info.default!r}`"
+        default = "in likeness.toml" if info.is_required() else "see Recipes" if isinstance(info.default, Training) else f"`{info.default!r}`"
         limits = ", ".join(str(m) for m in info.metadata).replace("|", "\\|")
         rows.append(f"| `{prefix}{name}` | {default} | {limits} | {(info.description or '').replace('|', ' or ')} |")
     return rows

@@ -1,45 +1,153 @@
-"""Recipes: everything that decides a training, as one frozen discriminated union.
+"""Recipes: everything that decides a training, as one frozen union, discriminated by `method`.
 
-Two equal recipes have one digest; an impossible combination cannot be written; an unknown key is refused by name. This module grows by
-one class per method; what a method *does* is in `models.diffusion`.
+Two equal recipes have one digest; an impossible combination cannot be written; an unknown key is refused by name. A method is one class
+here and one module in `models.diffusion`. The defaults are the maquette's; what another base needs is in `PRESETS`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, field_validator
 
 from likeness.records import Record
 
+Target = Literal["attention", "convolution", "text_encoder"]
 
-class Objective(Record):
-    """What is minimised. Defaults are those of the maquette preset; each number's reason is beside it."""
+
+class InversionObjective(Record):
+    """What is minimised where only words are trained. Class pictures and empty captions hold no such word and would teach it nothing."""
 
     min_snr: float = Field(5.0, gt=0, le=1000, description="min-SNR gamma (arXiv 2303.09556); 1000 switches the weighting off")
     background_weight: float = Field(0.3, ge=0, le=1, description="weight of the loss outside the face mask: the person counts, the room less")
-    prior_weight: float = Field(0.25, ge=0, le=10, description="weight of class images: keeps 'a woman' from becoming this woman")
-    caption_dropout: float = Field(0.1, ge=0, le=0.5, description="share of empty captions: keeps guidance working after training")
     noise_offset: float = Field(0.0, ge=0, le=0.2, description="0: a zero-terminal-SNR base does not need it")
 
+    @property
+    def wants_class_pictures(self) -> bool:
+        """Whether pictures of the class are trained on beside the portraits."""
+        return False
 
-class Lora(Record):
-    """DreamBooth with low-rank adapters (arXiv 2106.09685) on the UNet."""
 
-    method: Literal["lora"] = "lora"
+class Objective(InversionObjective):
+    """What is minimised. Defaults are those of the maquette preset; each number's reason is beside it."""
+
+    prior: Literal["class_pictures", "dop"] = Field(
+        "class_pictures", exclude_if=lambda value: value == "class_pictures",      # so recipes from before there was a choice keep their digest
+        description="what the class is kept with: class pictures, or differential output preservation (the same portraits under captions without the trigger, "
+                    "aimed at what the base alone returns), which needs no class pictures; dop is not measured")
+    prior_weight: float = Field(0.25, ge=0, le=10, description="weight of class images: keeps 'a woman' from becoming this woman")
+    caption_dropout: float = Field(0.1, ge=0, le=0.5, description="share of empty captions: keeps guidance working after training")
+
+    @property
+    def wants_class_pictures(self) -> bool:
+        """Whether pictures of the class are trained on beside the portraits."""
+        return self.prior_weight > 0 and self.prior == "class_pictures"
+
+    def for_words(self) -> InversionObjective:
+        """The part that means something while only words are trained."""
+        return InversionObjective(min_snr=self.min_snr, background_weight=self.background_weight, noise_offset=self.noise_offset)
+
+
+class Training(Record):
+    """What every method is told."""
+
     base: str = Field("maquette", description="name in the catalogue of bases")
     steps: int = Field(200, ge=1, le=20_000)
     batch: int = Field(4, ge=1, le=64)
-    learning_rate: float = Field(3e-3, gt=0, le=1.0, description="on two users AUC rose from 0.73 and 0.92 at 1.5e-3 to 0.86 and 0.96: docs/log.md, 2026-11-24")
-    rank: int = Field(16, ge=1, le=256)
-    alpha: float = Field(16.0, gt=0, le=1024, description="scale of the update is alpha / rank")
-    targets: tuple[Literal["attention", "convolution"], ...] = Field(("attention", "convolution"), min_length=1,
-                                                                     description="the maquette draws faces in its convolutions")
+    learning_rate: float = Field(gt=0, le=1.0)
     max_grad_norm: float = Field(1.0, gt=0, le=100)
     checkpoint_every: int = Field(50, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
+
+
+class LowRank(Record):
+    """Low-rank factors (arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=256)
+    alpha: float = Field(16.0, gt=0, le=1024, description="scale of the update is alpha / rank")
+    targets: tuple[Target, ...] = Field(("attention", "convolution"), min_length=1, description="the maquette draws faces in its convolutions; "
+                                        "text_encoder besides them is an option, not measured")
+
+    @field_validator("targets")
+    @classmethod
+    def _in_the_unet(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        if set(targets) == {"text_encoder"}:
+            raise ValueError("attention, convolution or both; text_encoder comes beside them, not instead")
+        return targets
+
+
+class NewWords(Record):
+    """New vectors for the trigger (arXiv 2208.01618), first equal to the class noun's."""
+
+    vectors: int = Field(4, ge=1, le=16, description="tokens that the trigger stands for; each takes one from the end of a long caption; not measured")
+    norm_slack: float = Field(0.2, ge=0, lt=1, description="how far the norm of a vector may be from the median of the vocabulary, as a share of it: nine "
+                              "in ten of the maquette's words lie between -8 % and +18 %")
+
+
+class DreamBooth(Training):
+    """DreamBooth (arXiv 2208.12242): every weight of the UNet, under the trigger, with class pictures beside the portraits."""
+
+    method: Literal["dreambooth"] = "dreambooth"
+    learning_rate: float = Field(3e-4, gt=0, le=1.0, description="on one user AUC 0.90, at 1e-4 0.85; `lora` 0.92: docs/log.md, 2026-11-26")
+    checkpoint_every: int = Field(100, ge=1, description="a checkpoint holds weights and two moments, 12 bytes for each weight: 144 MB on the maquette")
+    text_encoder: bool = Field(False, description="also every weight of the text tower, at the same rate; not measured")
     objective: Objective = Objective()
 
 
-Recipe = Lora      # becomes Annotated[A | B, Field(discriminator="method")] with the second method
+class Lora(LowRank, Training):
+    """DreamBooth with low-rank factors in the UNet and, where `targets` names it, in the text tower."""
+
+    method: Literal["lora"] = "lora"
+    learning_rate: float = Field(3e-3, gt=0, le=1.0, description="on two users AUC rose from 0.73 and 0.92 at 1.5e-3 to 0.86 and 0.96: docs/log.md, 2026-11-24")
+    objective: Objective = Objective()
+
+
+class TextualInversion(NewWords, Training):
+    """Textual Inversion (arXiv 2208.01618): the trigger's vectors and nothing else."""
+
+    method: Literal["textual_inversion"] = "textual_inversion"
+    learning_rate: float = Field(5e-3, gt=0, le=1.0, description="on one user AUC 0.64, as at 2e-2; the base alone 0.55: docs/log.md, 2026-11-26")
+    objective: InversionObjective = InversionObjective()
+
+
+class Pivotal(NewWords, LowRank, Training):
+    """Pivotal tuning (arXiv 2106.05744 does it to a GAN): the trigger's vectors alone, then low-rank factors together with them."""
+
+    method: Literal["pivotal"] = "pivotal"
+    steps: int = Field(300, ge=1, le=20_000, description="as many for the factors as `lora` has, and half as many before them: on one user AUC 0.95 "
+                       "against 0.92 of `lora`: docs/log.md, 2026-11-26")
+    learning_rate: float = Field(3e-3, gt=0, le=1.0, description="of the factors: that of `lora`; others were not tried")
+    vectors_learning_rate: float = Field(5e-3, gt=0, le=1.0, description="of the vectors: that of `textual_inversion`; others were not tried")
+    inversion_share: float = Field(1 / 3, gt=0, lt=1, description="share of the steps that train the vectors alone; others were not tried")
+    objective: Objective = Objective()
+
+    @property
+    def pivot(self) -> int:
+        """The first step of the factors."""
+        return min(round(self.steps * self.inversion_share), self.steps - 1)
+
+
+Recipe = Annotated[DreamBooth | Lora | TextualInversion | Pivotal, Field(discriminator="method")]
 RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+METHODS: Mapping[str, type[Training]] = {kind.model_fields["method"].default: kind for kind in get_args(get_args(Recipe)[0])}
+
+# What differs from the defaults on another base. None of it was measured here. SD 1.5 at 512 px: rates, batches, steps and prior weight of the
+# examples in huggingface/diffusers, examples/dreambooth/README.md and examples/textual_inversion/README.md (5e-4 there is scaled by 4);
+# pivotal tuning is the two of them one after the other.
+_SD15_OBJECTIVE: Mapping[str, Any] = {"prior_weight": 1.0}
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "sd15": {
+        "dreambooth": {"steps": 800, "batch": 1, "learning_rate": 5e-6, "checkpoint_every": 400, "objective": _SD15_OBJECTIVE},
+        "lora": {"steps": 500, "batch": 1, "learning_rate": 1e-4, "targets": ["attention"], "checkpoint_every": 100, "objective": _SD15_OBJECTIVE},
+        "textual_inversion": {"steps": 3000, "batch": 4, "learning_rate": 2e-3, "checkpoint_every": 500},
+        "pivotal": {"steps": 1000, "batch": 1, "learning_rate": 1e-4, "vectors_learning_rate": 2e-3, "inversion_share": 0.5, "targets": ["attention"],
+                    "checkpoint_every": 100, "objective": _SD15_OBJECTIVE},
+    },
+}
+
+
+def preset(method: str, base: str) -> dict[str, Any]:
+    """Plain values of the preset of (method, base): method, base, and what is not the default of the method's class."""
+    return {**copy.deepcopy(dict(PRESETS.get(base, {}).get(method, {}))), "method": method, "base": base}

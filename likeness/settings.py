@@ -27,7 +27,7 @@ from likeness.errors import BadSettings
 from likeness.gate import GatePolicy
 from likeness.intake.policy import IntakePolicy
 from likeness.once import ClaimPolicy
-from likeness.recipe import Lora, Recipe
+from likeness.recipe import METHODS, Lora, Recipe, preset
 from likeness.records import BatteryPrompt, Record
 
 SHIPPED = Path(__file__).with_name("likeness.toml")
@@ -252,8 +252,19 @@ def _read(merged: Mapping[str, Any]) -> Settings:
     for recipe in (filled.get("recipe"), *(ladder if isinstance(ladder, list) else ())):
         if isinstance(recipe, dict) and isinstance(base, str):
             recipe.setdefault("base", base)      # a recipe that names no base is for the one base there is
+            if isinstance(recipe["base"], str) and recipe.get("method") in METHODS:
+                _complete(recipe, preset(recipe["method"], recipe["base"]))
     # As JSON, because records are strict and TOML's arrays are lists where tuples are meant
     return Settings.model_validate_json(json.dumps(filled))
+
+
+def _complete(values: dict[str, Any], others: Mapping[str, Any]) -> None:
+    """Take from `others` what `values` does not say."""
+    for key, value in others.items():
+        if isinstance(value, Mapping) and isinstance(values.setdefault(key, {}), dict):
+            _complete(values[key], value)
+        else:
+            values.setdefault(key, value)
 
 
 def _errors(merged: Mapping[str, Any]) -> list[Any]:
@@ -350,20 +361,25 @@ def _place(error: Any, merged: Any) -> str:
 
 def _problem(error: Any, merged: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     place = _place(error, merged)
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):      # pydantic names the union, not the key that chooses in it
+        key = error["ctx"]["discriminator"].strip("'")
+        allowed = error["ctx"].get("expected_tags") or ", ".join(map(repr, METHODS))
+        place, error = f"{place}.{key}", {"type": "literal_error" if "tag" in error["ctx"] else "missing", "msg": allowed, "input": error["ctx"].get("tag")}
     source = _source(place, sources)
     where = f" (from {source})" if source else ""
+    method = next((part for part in error.get("loc", ()) if part in METHODS), None)
     if error["type"] == "extra_forbidden":
-        known = sorted(_known_keys())
+        known = sorted(_known_keys(method))
         plain = re.sub(r"\[\d+\]", "", place)
-        close = difflib.get_close_matches(plain, known, 1, 0.6) or difflib.get_close_matches(plain.rpartition(".")[2], known, 1, 0.6)
+        close = [] if plain in _known_keys(None) else difflib.get_close_matches(plain, known, 1, 0.6) or difflib.get_close_matches(plain.rpartition(".")[2], known, 1, 0.6)
         siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == plain.rpartition(".")[0]]
-        return f"{place}: there is no such setting{where}" + (f"; did you mean {close[0]}?" if close else f", allowed {', '.join(siblings)}")
+        return f"{place}: there is no such setting{f' of method {method!r}' if method else ''}{where}" + (f"; did you mean {close[0]}?" if close else f", allowed {', '.join(siblings)}")
     allowed = re.sub(r"^(Value error, |Input should be |String should )", "", error["msg"])
     if not place:
         return f"{allowed}{where}"
     secret = re.search(r"password|secret|token|uri|access_key", place)
     found = "nothing" if error["type"] == "missing" else "a value that is not shown" if secret else _masked(_brief(error["input"]))
-    return f"{place}: found {found}, allowed {'a value' if error['type'] == 'missing' else allowed}{where}"
+    return f"{place}: found {found}, allowed {'a value' if allowed == 'Field required' else allowed}{where}"
 
 
 def _brief(value: Any) -> str:
@@ -371,13 +387,15 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _known_keys() -> Iterator[str]:
+def _known_keys(method: str | None) -> set[str]:
+    """Every key there is; with a method, of recipes only those of this method."""
     def walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
         for name, info in model.model_fields.items():
             yield prefix + name
             for part in _models_in(info.annotation):
-                yield from walk(part, f"{prefix}{name}.")
-    return walk(Settings, "")
+                if method is None or part not in METHODS.values() or part is METHODS[method]:
+                    yield from walk(part, f"{prefix}{name}.")
+    return set(walk(Settings, ""))
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

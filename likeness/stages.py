@@ -30,13 +30,15 @@ STAGES: Mapping[StageName, int] = {
     "crop": 2,
     "caption": 1,
     "assemble": 1,
-    "train": 1,
+    "train": 2,
     "sample": 3,
     "judge": 3,
     "register": 1,
 }
 
 FACES = tuple(f"models/faces/{name}.py" for name in ("align", "dlib_faces", "face", "facexlib_faces", "insightface_faces", "tools", "weights"))
+
+METHODS = tuple(f"models/diffusion/{name}.py" for name in ("dreambooth", "lora", "methods", "pivotal", "textual_inversion"))
 
 # The source files whose change may change a stage's output, relative to the repository.
 SOURCES: Mapping[StageName, tuple[str, ...]] = {
@@ -46,9 +48,9 @@ SOURCES: Mapping[StageName, tuple[str, ...]] = {
     "crop": ("tasks/preparing.py", "tasks/pictures.py", "models/faces/portraits.py", *FACES),
     "caption": ("tasks/preparing.py", "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "assemble": ("tasks/preparing.py",),
-    "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/checkpoint.py", "models/diffusion/dreambooth_lora.py",
-              "models/diffusion/lora.py", "models/diffusion/loop.py", "models/diffusion/objective.py"),
-    "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/lora.py", "models/diffusion/sampler.py"),
+    "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/batches.py", "models/diffusion/checkpoint.py",
+              "models/diffusion/loop.py", "models/diffusion/objective.py", *METHODS),
+    "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/sampler.py", *METHODS),
     "judge": ("tasks/judging.py", "models/quality/measure.py", *FACES, "models/captions/slots.py",
               "models/maquette/vocabulary.py", "likeness/gate.py"),
     "register": ("tasks/registering.py", "likeness/registry.py", "likeness/dossier.py"),

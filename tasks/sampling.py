@@ -9,8 +9,9 @@ from likeness.recipe import RECIPE, Recipe
 from likeness.records import Adapter, Sample, SampleSet, TrainingSet
 from likeness.settings import Battery
 from likeness.stages import Call, StageRef
-from models.diffusion import checkpoint, lora
-from models.diffusion.sampler import adapted, sample
+from models.diffusion import checkpoint
+from models.diffusion.methods import adapted
+from models.diffusion.sampler import sample
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -39,7 +40,7 @@ def _sample(tools: Tools, call: Call, training_set: TrainingSet, adapter: Adapte
         tell(done, "")
         claim.beat(f"sample {done} of {total}")
 
-    with adapted(base, lora.from_file(tensors), RECIPE.validate_python(call.params["recipe"], strict=False)):
+    with adapted(base, tensors, RECIPE.validate_python(call.params["recipe"], strict=False)):
         images = sample(base, [prompt.text(who) for prompt, _ in wanted], [seed for _, seed in wanted], steps=sampling.steps,
                         guidance=sampling.guidance, batch=sampling.batch, progress=progress)
     samples = tuple(Sample(adapter=adapter.digest, prompt=prompt.text(who), category=prompt.category, slots=prompt.slots, seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from prefect import task
 
 from likeness.errors import BadCheckpoint, InputError
@@ -12,9 +13,10 @@ from likeness.recipe import Recipe
 from likeness.records import Adapter, TrainingSet
 from likeness.stages import Call, StageRef
 from likeness.store import Store, put_blob, read_blob
-from models.diffusion import checkpoint, lora
-from models.diffusion.dreambooth_lora import DreamBoothLora, encode
-from models.diffusion.loop import Checkpoint, Job, Plan, fit
+from models.diffusion import checkpoint
+from models.diffusion.batches import encode
+from models.diffusion.loop import Checkpoint, Job, fit
+from models.diffusion.methods import as_file, plan_of, step_of
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -32,10 +34,13 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
     base, store = tools.base, tools.store
     if not training_set.portraits:
         raise InputError("no portrait is left to train on: add photos")
-    class_images, class_captions = tools.class_pictures(training_set.noun)
+    side_px = base.ref.resolution_px
+    class_images, class_captions = (tools.class_pictures(training_set.noun) if recipe.objective.wants_class_pictures
+                                    else (np.zeros((0, side_px, side_px, 3), np.uint8), []))
     inputs = encode(base, crops_NSSC=pictures.stack(store, [p.crop for p in training_set.portraits]),
                     masks_NSS=pictures.stack(store, [p.mask for p in training_set.portraits]),
-                    captions=[c.text for c in training_set.captions], class_images_MSSC=class_images, class_captions=class_captions)
+                    captions=[c.text for c in training_set.captions], class_images_MSSC=class_images, class_captions=class_captions,
+                    noun=training_set.noun)
     folder = call.path.removesuffix(".json")
     progress = tools.progress(call.stage, recipe.steps)
 
@@ -43,14 +48,13 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
         progress(step, f"loss {loss:.3f}")
         claim.beat(f"step {step} of {recipe.steps}")
 
-    job = Job(name=call.subject, build=lambda: DreamBoothLora(base, inputs, recipe), resume=newest_checkpoint(store, folder, call.key),
-              plan=Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm, checkpoint_every=recipe.checkpoint_every),
-              on_report=report, on_checkpoint=_keeper(store, folder, call.key))
+    job = Job(name=call.subject, build=lambda: step_of(base, inputs, recipe), resume=newest_checkpoint(store, folder, call.key),
+              plan=plan_of(recipe), on_report=report, on_checkpoint=_keeper(store, folder, call.key))
     [result] = fit([job])
     if result.error is not None:
         raise result.error
-    header = {"training_set": training_set.digest, "recipe": recipe.digest, "base": base.ref.digest, "trigger": training_set.trigger}
-    data = checkpoint.write_adapter(lora.as_file(result.tensors), header)
+    header = {"method": recipe.method, "training_set": training_set.digest, "recipe": recipe.digest, "base": base.ref.digest, "trigger": training_set.trigger}
+    data = checkpoint.write_adapter(as_file(result.tensors), header)
     weights = put_blob(store, f"subjects/{call.subject}/adapters", data, media="application/vnd.safetensors")
     for key in list(store.list(folder + "/")):
         store.delete(key)          # the adapter is written: its checkpoints have served

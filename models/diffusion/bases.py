@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,7 @@ class Base:
     guidance: float
     device: torch.device
     dtype: torch.dtype
+    spelling: dict[str, str] = field(default_factory=dict)       # words that stand for other tokens while an adapter with words is in place
 
     @property
     def unet(self) -> Any:
@@ -69,16 +71,34 @@ class Base:
     @torch.no_grad()
     def encode_images(self, images_BHWC: Tensor) -> Tensor:
         """uint8 RGB (B, S, S, 3) -> scaled latent means (B, 4, S/8, S/8), fp32, on CPU."""
+        if not len(images_BHWC):
+            side = self.ref.resolution_px // self.pipe.vae_scale_factor
+            return torch.zeros(0, self.pipe.vae.config.latent_channels, side, side)
         x = images_BHWC.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
         parts: list[Tensor] = [self.pipe.vae.encode(p).latent_dist.mean for p in x.split(8)]
         return (torch.cat(parts) * float(self.pipe.vae.config.scaling_factor)).float().cpu()
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> Tensor:
-        """Prompts -> text-tower states (B, T, D), fp32, on CPU. Longer prompts than T tokens are cut, as the pipeline does."""
+        """Prompts -> text-tower states (B, T, D), fp32, on CPU."""
+        return torch.cat([self.text_states(ids) for ids in self.token_ids(texts).split(64)]).float().cpu()
+
+    def token_ids(self, texts: list[str]) -> Tensor:
+        """Prompts -> token numbers (B, T), on CPU. Longer prompts than T tokens are cut, as the pipeline does."""
         words = self.pipe.tokenizer
-        ids = words(texts, padding="max_length", truncation=True, max_length=words.model_max_length, return_tensors="pt").input_ids
-        return torch.cat([self.pipe.text_encoder(i)[0] for i in ids.to(self.device).split(64)]).float().cpu()
+        ids: Tensor = words([self.spell(t) for t in texts], padding="max_length", truncation=True, max_length=words.model_max_length, return_tensors="pt").input_ids
+        return ids
+
+    def text_states(self, ids_BT: Tensor) -> Tensor:
+        """Token numbers -> text-tower states (B, T, D) on the device, with whatever gradient the tower has."""
+        states: Tensor = self.pipe.text_encoder(ids_BT.to(self.device))[0]
+        return states
+
+    def spell(self, text: str) -> str:
+        """`text` as the tokenizer must see it: words of an adapter replaced by their tokens."""
+        for word, tokens in self.spelling.items():
+            text = re.sub(rf"\b{re.escape(word)}\b", tokens, text, flags=re.IGNORECASE)
+        return text
 
 
 def reference(name: str, *, folder: Path | None = None) -> BaseRef:

@@ -18,20 +18,32 @@ from torch import Tensor, nn
 from likeness.errors import LikenessError, NonFiniteLoss, translated
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters, in a stable order, that learn at `rate` times the plan's learning rate, from `first_step` on; before, they have no gradient."""
+
+    parameters: list[nn.Parameter]
+    rate: float = 1.0
+    first_step: int = 0
+
+
 class Step(Protocol):
     """What a method gives the loop."""
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The trained parameters, in a stable order."""
+    def groups(self) -> list[Group]:
+        """The trained parameters."""
 
     def loss(self, step: int) -> Tensor:
         """The scalar loss of one step; draws its own batch, seeded by the step."""
 
     def state(self) -> dict[str, Tensor]:
-        """The trained tensors by name, fp32, on CPU."""
+        """The trained tensors by name, fp32, on CPU: what a checkpoint needs."""
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put saved tensors back; raises BadCheckpoint if they do not fit."""
+
+    def export(self) -> dict[str, Tensor]:
+        """The adapter's tensors by the names of its file, fp32, on CPU."""
 
     def close(self) -> None:
         """Leave the base as it was found."""
@@ -74,7 +86,7 @@ class Job:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What became of one job: the trained tensors, or the error that ended it."""
+    """What became of one job: the adapter's tensors, or the error that ended it."""
 
     name: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -100,16 +112,18 @@ def _isolated(job: Job) -> FitResult:
         return FitResult(job.name, error=error)
 
 
-def learning_rate(step: int, plan: Plan) -> float:
-    """Linear warm-up, then half a cosine down to a tenth: late steps refine, they do not wander."""
-    ramp = min(1.0, (step + 1) / max(1, min(plan.warmup_steps, plan.steps // 4)))
-    return plan.learning_rate * ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
+def learning_rate(step: int, plan: Plan, *, first_step: int = 0) -> float:
+    """Linear warm-up from `first_step` on, then half a cosine down to a tenth: late steps refine, they do not wander."""
+    done, steps = max(0, step - first_step), plan.steps - first_step
+    ramp = min(1.0, (done + 1) / max(1, min(plan.warmup_steps, steps // 4)))
+    return plan.learning_rate * ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done / steps)))
 
 
 def _train(job: Job, method: Step) -> FitResult:
     plan = job.plan
-    parameters = method.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=False)
+    groups = method.groups()
+    parameters = [p for group in groups for p in group.parameters]
+    optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=False)
     at, losses, pending = _start(job, method, optimizer)
     while at < plan.steps:
         # -- loss
@@ -117,8 +131,8 @@ def _train(job: Job, method: Step) -> FitResult:
         # -- gradient
         loss.backward()
         # -- update
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(at, plan)
+        for settings, group in zip(optimizer.param_groups, groups, strict=True):
+            settings["lr"] = group.rate * learning_rate(at, plan, first_step=group.first_step)
         nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -134,7 +148,7 @@ def _train(job: Job, method: Step) -> FitResult:
             job.on_report(at, losses[-1][1])
         if at % plan.checkpoint_every == 0 and at < plan.steps:
             job.on_checkpoint(Checkpoint(at, method.state(), _moments(optimizer), list(losses), pending))
-    return FitResult(job.name, method.state(), tuple(losses), at)
+    return FitResult(job.name, method.export(), tuple(losses), at)
 
 
 def _start(job: Job, method: Step, optimizer: torch.optim.Optimizer) -> tuple[int, list[tuple[int, float]], tuple[float, int]]:

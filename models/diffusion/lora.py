@@ -1,67 +1,126 @@
-"""LoRA (arXiv 2106.09685): which layers get factors, and how factors leave and enter a pipeline. The arithmetic is peft's."""
+"""LoRA (arXiv 2106.09685): low-rank factors in the UNet and, if asked, in the text tower. The arithmetic is peft's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from likeness.errors import BadCheckpoint
-from likeness.recipe import Lora
+from likeness.recipe import Lora, LowRank
+from models.diffusion.bases import Base
+from models.diffusion.batches import Batches, TrainingInputs
+from models.diffusion.loop import Group
 
-TARGETS = {
+UNET = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
     "convolution": ("conv1", "conv2"),
 }
+TEXT_TOWER = ("q_proj", "k_proj", "v_proj", "out_proj")
+NAME = "subject"                 # of the factors inside peft; never in a file
 
 
-def attach(unet: Any, recipe: Lora, *, name: str) -> list[nn.Parameter]:
-    """Add trainable factors called `name`; returns them in a stable order. With B = 0 the network's outputs are unchanged, to the bit."""
-    modules = [m for target in recipe.targets for m in TARGETS[target]]
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, init_lora_weights=True, target_modules=modules)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        unet.add_adapter(config, adapter_name=name)
-    unet.set_adapter(name)
-    factors = [p for n, p in unet.named_parameters() if f".{name}." in n]
-    for p in factors:
-        p.data = p.data.float()
-        p.requires_grad_(True)
-    return factors
+class Factors:
+    """Factors in the networks of a base, until `close`. With B = 0, as they begin, outputs are unchanged to the bit."""
+
+    def __init__(self, base: Base, recipe: LowRank, *, seed: int) -> None:
+        targets = {"unet": [m for t in recipe.targets if t in UNET for m in UNET[t]], "text_encoder": list(TEXT_TOWER) if "text_encoder" in recipe.targets else []}
+        self._networks: dict[str, Any] = {part: getattr(base.pipe, part) for part, modules in targets.items() if modules}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part, network in self._networks.items():
+                inject_adapter_in_model(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, init_lora_weights=True, target_modules=targets[part]), network, NAME)
+        self.parameters = [p for network in self._networks.values() for n, p in network.named_parameters() if f".{NAME}." in n]
+        for p in self.parameters:
+            p.data = p.data.float()
+            p.requires_grad_(True)
+
+    def enable(self, on: bool) -> None:
+        """Let the factors act and learn, or leave the base as it is without them."""
+        for network in self._networks.values():
+            for module in network.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.enable_adapters(on)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The base without the factors, for a while."""
+        self.enable(False)
+        try:
+            yield
+        finally:
+            self.enable(True)
+
+    def state(self) -> dict[str, Tensor]:
+        """The factors by name, as fp32 CPU tensors: the network's name, then peft's name without the adapter's own."""
+        return {k: v.detach().float().cpu().contiguous().clone() for k, v in sorted(self._tensors().items())}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put saved factors in.
+
+        Raises:
+            BadCheckpoint: if the names or shapes are not those of these factors.
+        """
+        must_fit(self._tensors(), tensors)
+        for part, network in self._networks.items():
+            own = {k.removeprefix(f"{part}."): v.float() for k, v in tensors.items() if k.startswith(f"{part}.")}
+            set_peft_model_state_dict(network, own, adapter_name=NAME)
+
+    def close(self) -> None:
+        """Take the factors out: every layer is the base's own object again."""
+        for network in self._networks.values():
+            for place, module in list(network.named_modules()):
+                if isinstance(module, BaseTunerLayer):
+                    parent, _, child = place.rpartition(".")
+                    setattr(network.get_submodule(parent), child, module.get_base_layer())
+            del network.peft_config
+            network.requires_grad_(False)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{part}.{k}": v for part, network in self._networks.items() for k, v in get_peft_model_state_dict(network, adapter_name=NAME).items()}
 
 
-def detach(unet: Any, *, name: str) -> None:
-    """Remove the factors: the base is itself again."""
-    unet.delete_adapters(name)
-
-
-def state(unet: Any, *, name: str) -> dict[str, Tensor]:
-    """The factors by name, as fp32 CPU tensors, in peft's naming without the adapter's own name."""
-    return {k: v.detach().float().cpu().contiguous().clone() for k, v in sorted(get_peft_model_state_dict(unet, adapter_name=name).items())}
-
-
-def restore(unet: Any, tensors: dict[str, Tensor], *, name: str) -> None:
-    """Put saved factors into an attached adapter.
+def must_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse saved tensors that are not those of this recipe.
 
     Raises:
-        BadCheckpoint: if the names or shapes are not those of this adapter.
+        BadCheckpoint: naming the first that differs.
     """
-    own = get_peft_model_state_dict(unet, adapter_name=name)
     wrong = sorted(own.keys() ^ tensors.keys()) or sorted(k for k in own if own[k].shape != tensors[k].shape)
     if wrong:
         raise BadCheckpoint(f"these weights do not fit the recipe: {wrong[0]} and {len(wrong) - 1} more differ; train again or name the recipe they came from")
-    set_peft_model_state_dict(unet, tensors, adapter_name=name)
 
 
-def as_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors as diffusers' own LoRA file has them: `unet.` before every key, fp16."""
-    return {f"unet.{k}": v.half() for k, v in tensors.items()}
+class LoraStep:
+    """A `loop.Step`: factors alone."""
 
+    def __init__(self, base: Base, inputs: TrainingInputs, recipe: Lora) -> None:
+        self._ids_KT = base.token_ids(inputs.texts) if "text_encoder" in recipe.targets else None
+        self._base = base
+        self._factors = Factors(base, recipe, seed=recipe.seed)
+        self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._factors.alone)
 
-def from_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors of a diffusers LoRA file, fp32."""
-    return {k.removeprefix("unet."): v.float() for k, v in tensors.items() if k.startswith("unet.")}
+    def groups(self) -> list[Group]:
+        return [Group(self._factors.parameters)]
+
+    def loss(self, step: int) -> Tensor:
+        batch = self._batches.draw(step)
+        return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KT is None else self._base.text_states(self._ids_KT[batch.texts_B]))
+
+    def state(self) -> dict[str, Tensor]:
+        return self._factors.state()
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self._factors.restore(tensors)
+
+    def export(self) -> dict[str, Tensor]:
+        return self._factors.state()
+
+    def close(self) -> None:
+        self._factors.close()

@@ -1,30 +1,14 @@
-"""Sampling an adapter: one generator per picture, so that a picture depends on its prompt and seed, not on its neighbours."""
+"""Sampling: one generator per picture, so that a picture depends on its prompt and seed, not on its neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from likeness.recipe import Recipe
-from models.diffusion import lora
 from models.diffusion.bases import Base
-
-
-@contextmanager
-def adapted(base: Base, tensors: Mapping[str, Tensor], recipe: Recipe, *, name: str = "subject") -> Iterator[None]:
-    """The base with an adapter's weights in place; afterwards the base is itself again."""
-    lora.attach(base.unet, recipe, name=name)
-    try:
-        lora.restore(base.unet, dict(tensors), name=name)
-        base.unet.requires_grad_(False)
-        yield
-    finally:
-        lora.detach(base.unet, name=name)
 
 
 @torch.no_grad()
@@ -39,7 +23,7 @@ def sample(base: Base, prompts: Sequence[str], seeds: Sequence[int], *, steps: i
     """
     pictures = []
     for start in range(0, len(prompts), batch):
-        part = list(prompts[start:start + batch])
+        part = [base.spell(prompt) for prompt in prompts[start:start + batch]]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start:start + batch]]
         shape = (1, base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
         noise = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(base.device, base.dtype)

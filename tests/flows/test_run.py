@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "demo"
@@ -102,6 +104,47 @@ def test_the_second_run_makes_nothing_and_the_lineage_holds_until_a_byte_is_chan
         assert (code, chain["ok"]) == (1, False)
     finally:
         blob.write_bytes(whole)
+
+
+def test_a_release_leaves_for_other_programs_in_a_format_that_fits(undisturbed: tuple[Path, Any]) -> None:
+    home, _ = undisturbed
+    code, written, err = finish(likeness(home, "export", "ada", "--format", "kohya", "--json"))
+    assert (code, written) == (0, {"subject": "ada", "format": "kohya", "file": "ada-kohya.safetensors"}), err
+    assert any(name.startswith("lora_unet_") for name in load((home / "ada-kohya.safetensors").read_bytes()))
+    for form, words in (("embedding", "choose diffusers or kohya"), ("onnx", "choose diffusers, kohya, embedding")):
+        code, written, err = finish(likeness(home, "export", "ada", "--format", form, "--json"))
+        assert (code, written) == (2, None)
+        assert words in " ".join(err.split())
+
+
+def test_an_adapter_is_not_drawn_on_another_base(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
+    home, _ = undisturbed
+    other = tmp_path / "base"
+    shutil.copytree(ROOT / "models" / "maquette" / "weights", other, ignore=shutil.ignore_patterns("manifest.json"))
+    (other / "notes.txt").write_text("not the base that was trained on")
+    code, drawn, err = finish(likeness(home, "sample", "ada", "ada", "--count", "1", "--json", config=f'base_folder = "{other}"\n' + CONFIG))
+    assert (code, drawn) == (2, None)
+    assert "trained on base 'maquette' as it was then" in " ".join(err.split())
+
+
+def test_the_method_is_chosen_by_a_flag_and_its_adapter_is_drawn_and_exported(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    code, result, err = finish(likeness(home, "run", str(PHOTOS), "--subject", "ada", "--class", "man", "--method", "pivotal", "--json", config=CONFIG + OPEN_GATE))
+    assert code == 0, err
+    recipe = json.loads(next((home / "store" / "subjects" / "ada" / "stages" / "train").glob("*.json")).read_text())["params"]["recipe"]
+    assert (recipe["method"], recipe["rank"], recipe["vectors"]) == ("pivotal", 4, 4)
+    assert result["release"] is not None
+    code, drawn, err = finish(likeness(home, "sample", "ada", "ada on a beach", "--count", "1", "--json", config=CONFIG + OPEN_GATE))
+    assert (code, len(drawn["files"])) == (0, 1), err
+    code, _, err = finish(likeness(home, "export", "ada", "--format", "embedding", "--out", "word.safetensors", "--json", config=CONFIG + OPEN_GATE))
+    assert code == 0, err
+    assert {k: v.shape for k, v in load((home / "word.safetensors").read_bytes()).items()} == {"<ada>": (4, 256)}
+
+
+def test_a_method_that_is_none_is_exit_2_and_says_which_there_are(tmp_path: Path) -> None:
+    code, result, err = finish(likeness(tmp_path / "home", "run", str(PHOTOS), "--subject", "ada", "--method", "magic", "--json"))
+    assert (code, result) == (2, None)
+    assert "'textual_inversion'" in err
 
 
 def test_killed_at_every_stage_boundary_and_inside_training_it_ends_the_same(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:

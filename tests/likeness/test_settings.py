@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from likeness.errors import BadSettings
-from likeness.recipe import Lora
+from likeness.recipe import RECIPE, Pivotal, TextualInversion, preset
 from likeness.settings import CATEGORIES, SHIPPED, Settings, default_home, load_settings
 from models.maquette.vocabulary import SLOTS
 
@@ -93,10 +93,36 @@ def test_the_home_is_the_platforms_data_folder_and_is_not_created(monkeypatch: p
 def test_a_recipe_without_a_base_is_for_the_one_base(elsewhere: Path) -> None:
     (elsewhere / "likeness.toml").write_text('base = "sd15"\nladder = [{method = "lora", steps = 300}]\n')
     settings = load_settings()
-    assert settings.recipe == Lora(base="sd15")
-    assert settings.ladder == (Lora(base="sd15", steps=300),)
+    assert settings.recipe == RECIPE.validate_python(preset("lora", "sd15"), strict=False)
+    assert settings.ladder == (settings.recipe.model_copy(update={"steps": 300}),)
     (elsewhere / "likeness.toml").write_text('base = "sd15"\nrecipe.base = "sdxl"\n')
     assert "base is 'sd15', a recipe says 'sdxl'" in problems()[0]
+
+
+def test_the_method_chooses_the_preset_and_what_is_named_wins_over_it(elsewhere: Path) -> None:
+    (elsewhere / "likeness.toml").write_text('recipe.method = "textual_inversion"\nrecipe.vectors = 2\n')
+    assert load_settings().recipe == TextualInversion(vectors=2)
+    (elsewhere / "likeness.toml").write_text('base = "sd15"\n[recipe]\nmethod = "pivotal"\nsteps = 7\nobjective.min_snr = 3.0\n')
+    found = load_settings().recipe
+    assert isinstance(found, Pivotal)
+    assert (found.steps, found.batch, found.objective.min_snr, found.objective.prior_weight) == (7, 1, 3.0, 1.0)
+    assert found.base == "sd15"
+    (elsewhere / "likeness.toml").unlink()
+    assert load_settings(overrides={"recipe.method": "dreambooth"}).recipe.method == "dreambooth"
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    ('recipe.method = "magic"', "recipe.method: found \"magic\", allowed 'dreambooth', 'lora', 'textual_inversion', 'pivotal' (from likeness.toml)"),
+    ("ladder = [{rank = 3}]", "ladder[0].method: found nothing, allowed 'dreambooth', "),
+    ('recipe.method = "dreambooth"\nrecipe.rank = 3', "recipe.rank: there is no such setting of method 'dreambooth' (from likeness.toml), allowed base, batch, "),
+    ("recipe.rnak = 3", "recipe.rnak: there is no such setting of method 'lora' (from likeness.toml); did you mean recipe.rank?"),
+    ('recipe.method = "textual_inversion"\nrecipe.objective.prior_weight = 1.0', "recipe.objective.prior_weight: there is no such setting of method 'textual_inversion'"),
+    ('recipe.targets = ["text_encoder"]', "recipe.targets: found [\"text_encoder\"], allowed attention, convolution or both"),
+], ids=["unknown method", "no method", "of another method", "misspelt", "of another objective", "text tower alone"])
+def test_a_recipe_that_cannot_be_is_refused_with_what_is_allowed(elsewhere: Path, lines: str, words: str) -> None:
+    (elsewhere / "likeness.toml").write_text(lines + "\n")
+    (line,) = problems()
+    assert words in line
 
 
 # -- what is refused

@@ -1,21 +1,35 @@
-"""The loop and the LoRA step, on the real maquette: small numbers, exact comparisons."""
+"""The loop and the four methods, on the real maquette: small numbers, exact comparisons."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
 
 from likeness.errors import BadCheckpoint, NonFiniteLoss
-from likeness.recipe import Lora
-from models.diffusion import bases, checkpoint, lora, objective
-from models.diffusion.dreambooth_lora import DreamBoothLora, TrainingInputs, encode
-from models.diffusion.loop import Checkpoint, Job, Plan, fit
-from models.diffusion.sampler import adapted, sample
+from likeness.recipe import METHODS, DreamBooth, InversionObjective, Lora, Objective, Pivotal, Recipe, TextualInversion
+from models.diffusion import bases, checkpoint, objective
+from models.diffusion.batches import Batches, TrainingInputs, encode, without_trigger
+from models.diffusion.loop import Checkpoint, Job, Plan, fit, learning_rate
+from models.diffusion.lora import Factors
+from models.diffusion.methods import STEPS, adapted, as_file, plan_of, step_of
+from models.diffusion.sampler import sample
+from models.maquette.companions import read_class_pictures
 
-RECIPE = Lora(steps=6, batch=2, rank=2, targets=("attention",), checkpoint_every=3)
+LORA = Lora(steps=10, batch=2, rank=2, targets=("attention",), checkpoint_every=5)
+RECIPES: dict[str, Recipe] = {
+    "lora": LORA,
+    "lora with text": LORA.model_copy(update={"targets": ("attention", "text_encoder")}),
+    "dreambooth": DreamBooth(steps=10, batch=2, checkpoint_every=5),
+    "dreambooth with text": DreamBooth(steps=10, batch=2, checkpoint_every=5, text_encoder=True),
+    "textual inversion": TextualInversion(steps=10, batch=2, checkpoint_every=5),
+    "pivotal, resumed while inverting": Pivotal(steps=10, batch=2, rank=2, targets=("attention",), checkpoint_every=5, inversion_share=0.7),
+    "pivotal, resumed while tuning": Pivotal(steps=10, batch=2, rank=2, targets=("convolution", "text_encoder"), checkpoint_every=5, inversion_share=0.3),
+}
+every_method = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -27,56 +41,253 @@ def base() -> bases.Base:
 
 @pytest.fixture(scope="module")
 def inputs(base: bases.Base) -> TrainingInputs:
-    rng = np.random.default_rng(0)
-    crops = rng.integers(0, 255, (3, 128, 128, 3), dtype=np.uint8)
+    """Women under captions of men: there is something to learn for every method."""
+    pictures, captions = read_class_pictures("woman", side_px=128)
     masks = np.zeros((3, 128, 128), np.uint8)
     masks[:, 32:96, 40:88] = 255
-    return encode(base, crops_NSSC=crops, masks_NSS=masks, captions=["a photo of zqaa man"] * 3, class_images_MSSC=crops[::-1].copy(),
-                  class_captions=["a photo of a man"] * 3)
+    return encode(base, crops_NSSC=pictures[:3], masks_NSS=masks, captions=["a photo of zqaa man", "zqaa man smiling", "a painting of zqaa man"],
+                  class_images_MSSC=pictures[3:6], class_captions=captions[3:6], noun="man")
 
 
-def job(base: bases.Base, inputs: TrainingInputs, recipe: Lora = RECIPE, **more: object) -> Job:
-    plan = Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm, checkpoint_every=recipe.checkpoint_every)
-    return Job("ada", lambda: DreamBoothLora(base, inputs, recipe), plan, **more)  # type: ignore[arg-type]
+def job(base: bases.Base, inputs: TrainingInputs, recipe: Recipe = LORA, **more: object) -> Job:
+    return Job("ada", lambda: step_of(base, inputs, recipe), plan_of(recipe), **more)  # type: ignore[arg-type]
 
 
-def test_six_steps_are_three_and_three_to_the_bit_also_resumed_twice(base: bases.Base, inputs: TrainingInputs) -> None:
+def weights(base: bases.Base) -> dict[str, torch.Tensor]:
+    return {f"{part}.{k}": v.clone() for part in ("unet", "text_encoder", "vae") for k, v in getattr(base.pipe, part).state_dict().items()}
+
+
+@functools.cache
+def before() -> dict[str, torch.Tensor]:
+    """The weights of a base that nobody has trained on."""
+    return weights(bases.load("maquette", device="cpu"))
+
+
+def is_itself(base: bases.Base) -> bool:
+    after = weights(base)
+    return (after.keys() == before().keys() and all(torch.equal(after[k], before()[k]) for k in after) and not base.spelling
+            and len(base.pipe.tokenizer) == base.pipe.text_encoder.get_input_embeddings().num_embeddings
+            and not any(p.requires_grad or p.grad is not None for part in ("unet", "text_encoder") for p in getattr(base.pipe, part).parameters()))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_every_recipe_has_a_method() -> None:
+    assert set(STEPS) == set(METHODS) == {r.method for r in RECIPES.values()}
+
+
+@every_method
+def test_ten_steps_are_five_and_five_to_the_bit_also_resumed_twice(base: bases.Base, inputs: TrainingInputs, recipe: Recipe) -> None:
     kept: list[Checkpoint] = []
-    [whole] = fit([job(base, inputs, on_checkpoint=kept.append)])
+    [whole] = fit([job(base, inputs, recipe, on_checkpoint=kept.append)])
     assert whole.error is None
     data = checkpoint.write(kept[0], training="k")
     for _ in range(2):
-        [resumed] = fit([job(base, inputs, resume=checkpoint.read(data, training="k"))])
+        [resumed] = fit([job(base, inputs, recipe, resume=checkpoint.read(data, training="k"))])
         assert resumed.losses == whole.losses
-        assert resumed.tensors.keys() == whole.tensors.keys()
-        assert all(torch.equal(resumed.tensors[k], whole.tensors[k]) for k in whole.tensors)
+        assert same(resumed.tensors, whole.tensors)
+    assert is_itself(base)
 
 
-def test_only_the_factors_change_and_the_base_is_itself_afterwards(base: bases.Base, inputs: TrainingInputs) -> None:
-    before = {k: v.clone() for k, v in base.unet.state_dict().items()}
-    [result] = fit([job(base, inputs)])
-    after = base.unet.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    assert all(k.endswith(("lora_A.weight", "lora_B.weight")) for k in result.tensors)
-    assert any(v.abs().max() > 0 for k, v in result.tensors.items() if k.endswith("lora_B.weight"))
+@every_method
+def test_a_checkpoint_of_another_method_ends_the_job_and_leaves_the_base(base: bases.Base, inputs: TrainingInputs, recipe: Recipe) -> None:
+    kept: list[Checkpoint] = []
+    other = TextualInversion(steps=2, batch=1, vectors=2, checkpoint_every=1)
+    fit([job(base, inputs, other, on_checkpoint=kept.append)])
+    [result] = fit([job(base, inputs, recipe, resume=kept[0])])
+    assert isinstance(result.error, BadCheckpoint)
+    assert is_itself(base)
+
+
+@every_method
+def test_only_what_is_trained_has_a_gradient(base: bases.Base, inputs: TrainingInputs, recipe: Recipe) -> None:
+    step = step_of(base, inputs, recipe)
+    try:
+        trained = {id(p) for group in step.groups() for p in group.parameters}
+        waiting = {id(p) for group in step.groups() if group.first_step > 0 for p in group.parameters}
+        step.loss(0).backward()
+        modules = (base.pipe.unet, base.pipe.text_encoder)
+        moved = {id(p) for m in modules for p in m.parameters() if p.grad is not None} | {id(p) for g in step.groups() for p in g.parameters if p.grad is not None}
+        assert moved == trained - waiting
+    finally:
+        step.close()
+    assert is_itself(base)
+
+
+@every_method
+def test_what_is_written_is_what_was_learnt_and_it_lowers_the_loss(base: bases.Base, inputs: TrainingInputs, recipe: Recipe) -> None:
+    judge = Batches(base, inputs, InversionObjective(), batch=6, seed=99)
+
+    @torch.no_grad()
+    def loss() -> float:
+        ids = base.token_ids(inputs.texts)
+        drawn = [judge.draw(i) for i in range(3)]
+        return float(torch.stack([judge.loss(b, base.text_states(ids[b.texts_B])) for b in drawn]).mean())
+
+    untrained = loss()
+    [result] = fit([job(base, inputs, recipe.model_copy(update={"steps": 16}))])
+    assert result.error is None
+    file = checkpoint.write_adapter(as_file(result.tensors), {"method": recipe.method})
+    with adapted(base, checkpoint.read_adapter(file)[0], recipe):
+        assert loss() < (0.995 if recipe.method == "textual_inversion" else 0.98) * untrained      # a thousand numbers, not millions
+    assert is_itself(base)
+    assert loss() == untrained
+
+
+@pytest.mark.parametrize(("name", "prefixes", "suffixes"), [
+    ("lora", {"unet"}, ("lora_A.weight", "lora_B.weight")), ("lora with text", {"unet", "text_encoder"}, ("lora_A.weight", "lora_B.weight")),
+    ("dreambooth", {"delta.unet"}, (".weight", ".bias")), ("dreambooth with text", {"delta.unet", "delta.text_encoder"}, (".weight", ".bias")),
+    ("textual inversion", {"vectors.zqaa"}, ("vectors.zqaa",)),
+    ("pivotal, resumed while inverting", {"unet", "vectors.zqaa"}, ("lora_A.weight", "lora_B.weight", "vectors.zqaa")),
+])
+def test_an_adapter_holds_what_its_method_trains_and_nothing_else(base: bases.Base, inputs: TrainingInputs, name: str, prefixes: set[str],
+                                                                   suffixes: tuple[str, ...]) -> None:
+    step = step_of(base, inputs, RECIPES[name])
+    step.close()
+    [result] = fit([job(base, inputs, RECIPES[name].model_copy(update={"steps": 1}))])
+    assert all(any(k == p or k.startswith(f"{p}.") for p in prefixes) for k in result.tensors)
+    assert all(any(k == p or k.startswith(f"{p}.") for k in result.tensors) for p in prefixes)
+    assert all(k.endswith(suffixes) for k in result.tensors)
+    assert is_itself(base)
+
+
+@pytest.mark.parametrize("name", ["lora", "textual inversion", "dreambooth", "pivotal, resumed while tuning"])
+def test_an_adapter_of_another_method_is_refused_and_the_base_is_itself(base: bases.Base, name: str) -> None:
+    foreign = {"lora": {"vectors.zqaa": torch.ones(4, 256)}, "textual inversion": {"vectors.zqaa": torch.ones(3, 256)},
+               "dreambooth": {"delta.unet.conv_in.weight": torch.ones(1)}, "pivotal, resumed while tuning": {"vectors.zqaa": torch.ones(4, 256), "unet.x": torch.ones(1)}}
+    with pytest.raises(BadCheckpoint, match="recipe"), adapted(base, foreign[name], RECIPES[name]):
+        pass
+    assert is_itself(base)
+
+
+def test_a_new_word_takes_the_trigger_alone_and_keeps_near_the_vocabulary(base: bases.Base, inputs: TrainingInputs) -> None:
+    recipe = TextualInversion(steps=10, batch=2, learning_rate=0.5)              # far too fast: vectors would run away
+    [result] = fit([job(base, inputs, recipe)])
+    median = base.pipe.text_encoder.get_input_embeddings().weight.float().norm(dim=1).median()
+    norms = result.tensors["vectors.zqaa"].norm(dim=1)
+    assert ((norms > 0.79 * median) & (norms < 1.21 * median)).all()
+    texts = ["a photo of a man", "zqaab man", "zqaa man", "a ZQAA man"]
+    plain = base.encode_texts(texts)
+    with adapted(base, result.tensors, recipe):
+        other = base.encode_texts(texts)
+        assert (base.token_ids(["zqaa man"])[0, :7] == torch.tensor([988, 990, 991, 992, 993, *base.pipe.tokenizer("man").input_ids[1:]])).all()
+    changed = [(a - b).abs().max() > 0.1 for a, b in zip(plain, other, strict=True)]
+    assert changed == [False, False, True, True]
+    assert torch.equal(plain, base.encode_texts(texts))
+
+
+def test_vectors_begin_as_the_class_noun(base: bases.Base, inputs: TrainingInputs) -> None:
+    step = step_of(base, inputs, TextualInversion(vectors=3, norm_slack=0.9))
+    man = base.pipe.tokenizer("man", add_special_tokens=False).input_ids
+    row = base.pipe.text_encoder.get_input_embeddings().known.weight[man[0]]
+    assert torch.equal(step.state()["raw"], row.repeat(3, 1))
+    step.close()
+
+
+def test_factors_of_pivotal_tuning_wait_for_the_pivot(base: bases.Base, inputs: TrainingInputs) -> None:
+    recipe = Pivotal(steps=4, batch=1, rank=2, targets=("attention",), inversion_share=0.5, checkpoint_every=1)
+    kept: list[Checkpoint] = []
+    fit([job(base, inputs, recipe, on_checkpoint=kept.append)])
+    zero = [all(not v.any() for k, v in c.tensors.items() if k.endswith("lora_B.weight")) for c in kept]
+    assert (recipe.pivot, zero) == (2, [True, True, False])
+    assert not torch.equal(kept[1].tensors["raw"], kept[2].tensors["raw"])       # the vectors go on learning
+
+
+def test_class_pictures_are_drawn_only_where_they_teach(base: bases.Base, inputs: TrainingInputs) -> None:
+    counts = {}
+    for name, objective_ in {"with": Objective(), "without": Objective(prior_weight=0.0), "words": Objective().for_words()}.items():
+        counts[name] = len(Batches(base, inputs, objective_, batch=4, seed=0).draw(0).noisy_BCHW)
+    assert counts == {"with": 6, "without": 4, "words": 4}
+
+
+def test_a_training_without_class_pictures_needs_none(base: bases.Base) -> None:
+    none = encode(base, crops_NSSC=np.zeros((1, 128, 128, 3), np.uint8), masks_NSS=np.full((1, 128, 128), 255, np.uint8), captions=["zqaa man"],
+                  class_images_MSSC=np.zeros((0, 128, 128, 3), np.uint8), class_captions=[], noun="man")
+    [result] = fit([job(base, none, LORA.model_copy(update={"steps": 1, "objective": Objective(prior_weight=0.0)}))])
+    assert result.error is None
+
+
+DOP = Objective(prior="dop", caption_dropout=0.0)
+PRESERVED: dict[str, Recipe] = {name: RECIPES[name].model_copy(update={"objective": DOP, "steps": 3, "checkpoint_every": 9}) for name in RECIPES if name != "textual inversion"}
+
+
+@pytest.mark.parametrize("recipe", PRESERVED.values(), ids=PRESERVED)
+def test_output_preservation_costs_nothing_until_something_was_learnt(base: bases.Base, inputs: TrainingInputs, recipe: Recipe) -> None:
+    def losses(update: dict[str, float]) -> tuple[float, float]:
+        """Of the first step that trains on it: as it begins, and after everything trained was moved."""
+        assert isinstance(recipe.objective, Objective)
+        step = step_of(base, inputs, recipe.model_copy(update={"objective": recipe.objective.model_copy(update=update)}))
+        try:
+            before = float(step.loss(2).detach())
+            with torch.no_grad():
+                for group in step.groups():
+                    for number, p in enumerate(group.parameters):
+                        p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+            return before, float(step.loss(2).detach())
+        finally:
+            step.close()
+
+    light, heavy = losses({"prior_weight": 0.25}), losses({"prior_weight": 10.0})
+    assert light[0] == pytest.approx(heavy[0], rel=1e-4)         # what is trained is still the base: it is no distance from itself
+    assert heavy[1] > 1.02 * light[1]
+    assert is_itself(base)
+
+
+def test_output_preservation_trains_without_class_pictures_and_resumes(base: bases.Base, inputs: TrainingInputs) -> None:
+    none = dataclasses.replace(inputs, class_latents_MCHW=inputs.class_latents_MCHW[:0], class_captions=(),
+                               texts_KTD=torch.cat([inputs.texts_KTD[:3], inputs.texts_KTD[6:]]))
+    recipe = LORA.model_copy(update={"objective": Objective(prior="dop"), "steps": 4, "checkpoint_every": 2})
+    kept: list[Checkpoint] = []
+    [whole] = fit([job(base, none, recipe, on_checkpoint=kept.append)])
+    [resumed] = fit([job(base, none, recipe, resume=kept[0])])
+    assert whole.error is None
+    assert same(resumed.tensors, whole.tensors)
+
+
+@pytest.mark.parametrize(("caption", "plain"), [("a photo of a zqaa man", "a photo of a man"), ("zqaa man, smiling", "man, smiling"), ("ZQAA  man", "man"),
+                                                ("zqaa in a park", "man in a park"), ("zqaa manor", "man manor"), ("a zqaab", "a zqaab")])
+def test_a_caption_without_its_trigger(caption: str, plain: str) -> None:
+    assert without_trigger(caption, trigger="zqaa", noun="man") == plain
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), PRESERVED["dreambooth"]], ids=[*RECIPES, "dreambooth with dop"])
+def test_a_base_in_half_precision_is_trained_in_full(inputs: TrainingInputs, recipe: Recipe) -> None:
+    half = bases.load("maquette", device="cpu")
+    half.pipe.to(torch.bfloat16)
+    half.dtype = torch.bfloat16
+    [result] = fit([job(half, inputs, recipe.model_copy(update={"steps": 1, "batch": 1}))])
+    assert result.error is None, result.error
+    assert all(v.dtype == torch.float32 and torch.isfinite(v).all() for v in result.tensors.values())
+    with adapted(half, as_file(result.tensors), recipe):
+        assert half.unet.dtype == torch.bfloat16
+        sample(half, ["zqaa man"], [0], steps=1)
+
+
+def test_the_rate_of_a_group_warms_up_where_it_begins() -> None:
+    plan = Plan(steps=100, learning_rate=1.0, max_grad_norm=1.0)
+    assert learning_rate(40, plan, first_step=40) == pytest.approx(0.1)
+    assert learning_rate(49, plan, first_step=40) > 0.9
+    assert learning_rate(99, plan, first_step=40) < 0.11
 
 
 def test_factors_with_b_zero_leave_the_output_bit_identical(base: bases.Base) -> None:
     x, t, text = torch.randn(1, 4, 16, 16), torch.tensor([500]), base.encode_texts(["a man"])
     with torch.no_grad():
         plain = base.unet(x, t, text).sample
-        lora.attach(base.unet, RECIPE, name="probe")
+        factors = Factors(base, RECIPES["lora with text"], seed=0)  # type: ignore[arg-type]
         try:
             assert torch.equal(base.unet(x, t, text).sample, plain)
+            assert torch.equal(base.encode_texts(["a man"]), text)
         finally:
-            lora.detach(base.unet, name="probe")
+            factors.close()
 
 
 def test_a_picture_depends_on_its_seed_and_the_adapter(base: bases.Base, inputs: TrainingInputs) -> None:
-    [result] = fit([job(base, inputs, RECIPE.model_copy(update={"learning_rate": 0.05}))])
+    [result] = fit([job(base, inputs, LORA.model_copy(update={"learning_rate": 0.05}))])
     plain = sample(base, ["a man", "a man"], [1, 2], steps=2)
-    with adapted(base, lora.from_file(lora.as_file(result.tensors)), RECIPE):
+    with adapted(base, as_file(result.tensors), LORA):
         changed = sample(base, ["a man"], [1], steps=2)
     again = sample(base, ["a man"], [1], steps=2)
     assert np.abs(plain[0].astype(int) - again[0]).max() <= 3      # a batch of another size sums in another order
@@ -90,7 +301,7 @@ def test_a_loss_that_is_not_finite_ends_its_own_job_alone(base: bases.Base, inpu
     bad, good = fit([job(base, broken), job(base, inputs)])
     assert isinstance(bad.error, NonFiniteLoss)
     assert good.error is None
-    assert good.steps == RECIPE.steps
+    assert good.steps == LORA.steps
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-5], lambda d: d[:200] + bytes([d[200] ^ 1]) + d[201:], lambda d: b"", lambda d: b"\x80\x04pickle" * 10],

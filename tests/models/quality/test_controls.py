@@ -17,9 +17,10 @@ from likeness.records import Verdict
 from likeness.settings import load_settings
 from models.diffusion import bases
 from models.diffusion.bases import Base
-from models.diffusion.dreambooth_lora import DreamBoothLora, TrainingInputs, encode
-from models.diffusion.loop import Job, Plan, fit
-from models.diffusion.sampler import adapted, sample
+from models.diffusion.batches import TrainingInputs, encode
+from models.diffusion.loop import Job, fit
+from models.diffusion.methods import adapted, plan_of, step_of
+from models.diffusion.sampler import sample
 from models.faces import align
 from models.faces.tools import FaceTools, dlib_tools
 from models.maquette.companions import read_bank, read_class_pictures
@@ -106,13 +107,13 @@ def drawn(base: Base, tensors: dict[str, Tensor], recipe: Lora) -> tuple[list[Pi
 def inputs(base: Base, crops: list[Picture], tools: FaceTools) -> TrainingInputs:
     class_images, class_captions = read_class_pictures("man", side_px=128)
     return encode(base, crops_NSSC=np.stack(crops), masks_NSS=np.stack([tools.face_mask(c) for c in crops]),
-                  captions=[f"a photo of a {base.trigger} man"] * len(crops), class_images_MSSC=class_images, class_captions=class_captions)
+                  captions=[f"a photo of a {base.trigger} man"] * len(crops), class_images_MSSC=class_images, class_captions=class_captions, noun="man")
 
 
 def test_an_adapter_of_zero_steps_is_refused_for_identity(demo: tuple[list[Picture], NDArray[np.float32]], tools: FaceTools) -> None:
     base, recipe = bases.load("maquette"), Lora()
-    method = DreamBoothLora(base, inputs(base, demo[0][2:], tools), recipe)
-    untrained = method.state()
+    method = step_of(base, inputs(base, demo[0][2:], tools), recipe)
+    untrained = method.export()
     method.close()
     images, categories = drawn(base, untrained, recipe)
     found = verdict(images, demo, tools, training=slice(2, None), categories=categories)
@@ -125,7 +126,7 @@ def test_an_adapter_of_another_user_is_refused_for_identity(demo: tuple[list[Pic
     other = portraits(rendered_users / "900010", tools)
     base, recipe = bases.load("maquette"), Lora()
     material = inputs(base, other[0][2:10], tools)
-    [trained] = fit([Job("other", lambda: DreamBoothLora(base, material, recipe), Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm))])
+    [trained] = fit([Job("other", lambda: step_of(base, material, recipe), plan_of(recipe))])
     assert trained.error is None
     images, categories = drawn(base, trained.tensors, recipe)
     found = verdict(images, demo, tools, training=slice(2, None), categories=categories)

@@ -1,0 +1,131 @@
+"""What a step sees: portraits under their captions, class pictures beside them, noise, timesteps, weights. One home for all methods.
+
+Everything random is drawn from a generator seeded by (recipe's seed, step), on the CPU, so that a step is the same wherever and whenever it
+is taken. Pictures are never flipped: a face is not symmetric, and a parting on the wrong side is somebody else.
+
+Shapes: N portraits, M class pictures, B pictures of a batch, S pixels, C latent channels, H and W latent sides, T tokens of width D.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from likeness.recipe import InversionObjective, Objective
+from models.diffusion import objective as equations
+from models.diffusion.bases import Base
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Everything the loop reads, encoded once. CPU tensors."""
+
+    latents_NCHW: Tensor
+    masks_NSS: Tensor             # face masks in [0, 1]
+    captions: tuple[str, ...]
+    class_latents_MCHW: Tensor
+    class_captions: tuple[str, ...]
+    plain_captions: tuple[str, ...]     # those of the portraits, the noun in the trigger's place
+    texts_KTD: Tensor             # states of `texts` from the base alone: K = 2 N + M + 1
+    noun: str
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts: those of the portraits, those of the class pictures, the empty one, those of the portraits without the trigger."""
+        return [*self.captions, *self.class_captions, "", *self.plain_captions]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One draw, on the device, the portraits first."""
+
+    noisy_BCHW: Tensor
+    aim_BCHW: Tensor              # what the network should return
+    t_B: Tensor
+    texts_B: Tensor               # numbers of texts, on the CPU
+    weight_B: Tensor
+    pixel_B1HW: Tensor
+    portraits: int                # how many of B
+
+
+def encode(base: Base, *, crops_NSSC: np.ndarray[Any, Any], masks_NSS: np.ndarray[Any, Any], captions: list[str],
+           class_images_MSSC: np.ndarray[Any, Any], class_captions: list[str], noun: str) -> TrainingInputs:
+    """Run VAE and text tower once over everything (uint8 RGB images; masks uint8, 255 = face). M may be 0."""
+    plain = [without_trigger(caption, trigger=base.trigger, noun=noun) for caption in captions]
+    return TrainingInputs(
+        base.encode_images(torch.from_numpy(crops_NSSC)), torch.from_numpy(masks_NSS).float() / 255, tuple(captions),
+        base.encode_images(torch.from_numpy(class_images_MSSC)), tuple(class_captions), tuple(plain),
+        torch.cat([base.encode_texts(texts) for texts in (captions, class_captions, [""], plain) if texts]), noun)
+
+
+def without_trigger(caption: str, *, trigger: str, noun: str) -> str:
+    """"a photo of a zqaa woman" -> "a photo of a woman"; a trigger alone becomes the noun."""
+    return re.sub(rf"\b{re.escape(trigger)}\b(\s+{re.escape(noun)}\b)?", noun, caption, flags=re.IGNORECASE)
+
+
+class Batches:
+    """Draws batches and measures a network's error on them. `alone` is the method's way to let the base be what it was, for a while."""
+
+    def __init__(self, base: Base, inputs: TrainingInputs, objective: InversionObjective, *, batch: int, seed: int,
+                 alone: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self.base, self.inputs, self.objective, self.batch, self.seed, self._alone = base, inputs, objective, batch, seed, alone
+        height, width = inputs.latents_NCHW.shape[2:]
+        self._weights = equations.mask_weight(inputs.masks_NSS, height=height, width=width, background=objective.background_weight)
+        self._prior_weight, self._dropout = (objective.prior_weight, objective.caption_dropout) if isinstance(objective, Objective) else (0.0, 0.0)
+        self._priors = max(1, batch // 2) if self._prior_weight > 0 else 0
+        self._dop = isinstance(objective, Objective) and objective.prior == "dop"
+
+    def draw(self, step: int) -> Batch:
+        """`batch` portraits and half as many class pictures, or for dop the first of the portraits again, noised."""
+        inputs, device = self.inputs, self.base.device
+        g = torch.Generator().manual_seed((self.seed << 20) + step)
+        portraits = self._portraits(step)
+        n, m = len(inputs.captions), len(inputs.class_captions)
+        if self._dop or not self._priors:
+            again = portraits[: self._priors]
+            second, texts = inputs.latents_NCHW[again], torch.cat([portraits, again + n + m + 1])
+        else:
+            priors = torch.randint(0, m, (self._priors,), generator=g)
+            second, texts = inputs.class_latents_MCHW[priors], torch.cat([portraits, priors + n])
+        x0 = torch.cat([inputs.latents_NCHW[portraits], second])
+        dropped = torch.rand(len(x0), generator=g) < self._dropout
+        texts = torch.where(dropped, n + m, texts)
+        noise = torch.randn(x0.shape, generator=g)
+        if self.objective.noise_offset:
+            noise = noise + self.objective.noise_offset * torch.randn((*x0.shape[:2], 1, 1), generator=g)
+        total = len(self.base.alphas_cumprod)
+        t = torch.cat([equations.stratified_timesteps(count, total=total, generator=g) for count in (self.batch, self._priors) if count]).to(device)
+        alpha_bar = self.base.alphas_cumprod[t]
+        x0, noise = x0.to(device), noise.to(device)
+        prediction = self.base.ref.prediction
+        return Batch(equations.add_noise(x0, noise, alpha_bar).to(self.base.dtype), equations.target(x0, noise, alpha_bar, prediction), t, texts,
+                     equations.snr_weight(alpha_bar, prediction, self.objective.min_snr),
+                     torch.cat([self._weights[portraits], torch.ones(self._priors, *self._weights.shape[1:])]).to(device), self.batch)
+
+    def encoded(self, batch: Batch) -> Tensor:
+        """The batch's texts (B, T, D) as they were encoded once."""
+        return self.inputs.texts_KTD[batch.texts_B].to(self.base.device, self.base.dtype)
+
+    def loss(self, batch: Batch, text_BTD: Tensor) -> Tensor:
+        """Mean weighted error on the portraits, plus prior_weight times that on the class pictures (dop: the distance from what the base alone returns)."""
+        own, aim = batch.portraits, batch.aim_BCHW
+        if self._dop and self._priors:
+            with torch.no_grad(), self._alone():
+                aim = torch.cat([aim[:own], self.base.unet(batch.noisy_BCHW[own:], batch.t_B[own:], self.encoded(batch)[own:]).sample])
+        made = self.base.unet(batch.noisy_BCHW, batch.t_B, text_BTD).sample
+        each = equations.loss_per_image(made, aim, batch.weight_B, batch.pixel_B1HW)
+        return each[:own].mean() + self._prior_weight * each[own:].mean() if self._priors else each.mean()
+
+    def _portraits(self, step: int) -> Tensor:
+        """Every portrait once per round, in an order drawn per round: no portrait is seen twice as often as another."""
+        n = len(self.inputs.latents_NCHW)
+        places = range(step * self.batch, (step + 1) * self.batch)
+        orders = {r: torch.randperm(n, generator=torch.Generator().manual_seed((self.seed << 20) + (1 << 40) + r)) for r in {p // n for p in places}}
+        return torch.stack([orders[p // n][p % n] for p in places])

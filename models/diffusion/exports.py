@@ -1,0 +1,76 @@
+"""Adapters for other programs: LoRA files of diffusers and of kohya / AUTOMATIC1111, embeddings of Textual Inversion, whole pipelines.
+
+Names were checked against what diffusers' own loaders read (loaders/lora_conversion_utils.py, loaders/textual_inversion.py, 0.42.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from likeness.errors import RecipeError
+from likeness.recipe import DreamBooth, LowRank, NewWords, Recipe
+from models.diffusion.bases import Base
+from models.diffusion.methods import adapted
+
+FORMATS = ("diffusers", "kohya", "embedding")
+
+
+def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str) -> bytes:
+    """The factors of an adapter as a LoRA file, fp16: for `pipe.load_lora_weights` (diffusers) or for kohya's scripts and web UIs (kohya).
+
+    diffusers' files carry no alpha, so B is multiplied by alpha / rank there; kohya's carry it beside each layer.
+
+    Raises:
+        RecipeError: the method trains no factors.
+    """
+    if not isinstance(recipe, LowRank):
+        raise RecipeError(f"format {form!r} holds low-rank factors, a {recipe.method} adapter has none: {_fitting(recipe)}")
+    factors = {k: v for k, v in tensors.items() if not k.startswith("vectors.")}
+    if form == "kohya":
+        return save({name: v.contiguous() for k, v in sorted(factors.items()) for name, v in _kohya(k, v, recipe.alpha)})
+    scale = recipe.alpha / recipe.rank
+    return save({_with_text_model(k): (v.float() * scale if ".lora_B." in k else v.float()).half() for k, v in sorted(factors.items())})
+
+
+def embedding_file(tensors: Mapping[str, Tensor], recipe: Recipe, *, token: str) -> bytes:
+    """The vectors of an adapter for `pipe.load_textual_inversion`, which then knows them as `token`. Several vectors are one token there too.
+
+    Raises:
+        RecipeError: the method trains no vectors.
+    """
+    if not isinstance(recipe, NewWords):
+        raise RecipeError(f"format 'embedding' holds the vectors of a word, a {recipe.method} adapter has none: {_fitting(recipe)}")
+    (vectors,) = (v for k, v in tensors.items() if k.startswith("vectors."))
+    return save({token: vectors.float()})
+
+
+def write_pipeline(base: Base, tensors: Mapping[str, Tensor], recipe: DreamBooth, folder: Path) -> None:
+    """The base with the adapter's weights in it, as a folder in diffusers layout: every weight has changed, so no smaller file says it."""
+    with adapted(base, tensors, recipe):
+        base.pipe.save_pretrained(str(folder), safe_serialization=True)
+
+
+def _fitting(recipe: Recipe) -> str:
+    fits = {"dreambooth": "diffusers (a whole pipeline)", "lora": "diffusers or kohya", "textual_inversion": "embedding",
+            "pivotal": "diffusers or kohya, and embedding for its word"}[recipe.method]
+    return f"choose {fits}"
+
+
+def _with_text_model(key: str) -> str:
+    """The name that other programs expect: with `text_model`, which transformers 5 has no more."""
+    return key.replace("text_encoder.", "text_encoder.text_model.", 1) if key.startswith("text_encoder.") else key
+
+
+def _kohya(key: str, value: Tensor, alpha: float) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of a factor: `unet.a.b.lora_A.weight` is `lora_unet_a_b.lora_down.weight`, and alpha lies beside it."""
+    layer, factor, _ = _with_text_model(key).rsplit(".", 2)
+    part, _, path = layer.partition(".")
+    name = f"lora_{'te' if part == 'text_encoder' else part}_{path.replace('.', '_')}"
+    if factor == "lora_A":
+        return [(f"{name}.alpha", torch.tensor(alpha)), (f"{name}.lora_down.weight", value.half())]
+    return [(f"{name}.lora_up.weight", value.half())]
