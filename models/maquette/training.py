@@ -29,22 +29,22 @@ class Plan:
     vae_channels: tuple[int, ...] = (16, 32, 64, 128)
     vae_latents: int = 4
     vae_window_px: int = 64           # the VAE sees random windows of this side, and whole crops for the last 15 % of its steps
-    vae_samples: int = 20_800
+    vae_samples: int = 36_000
     vae_batch: int = 4
-    vae_lr: float = 1.5e-3
-    decoder_samples: int = 40_000
+    vae_lr: float = 1e-3
+    decoder_samples: int = 24_000
     decoder_lr: float = 1e-3
     clip_width: int = 256
     clip_layers: int = 4
     clip_samples: int = 64_000
     clip_batch: int = 64
     clip_lr: float = 1e-3
-    tower_samples: int = 400_000
-    tower_lr: float = 1e-3
+    tower_samples: int = 179_200
+    tower_lr: float = 7e-4
     unet_channels: tuple[int, ...] = (96, 128, 192)
     unet_layers: int = 1
-    unet_samples: int = 112_000
-    unet_batch: int = 16
+    unet_samples: int = 137_600
+    unet_batch: int = 32
     unet_lr: float = 6e-4
     caption_dropout: float = 0.1
     min_snr: float = 5.0
@@ -58,7 +58,7 @@ PLANS = {
     "cpu": Plan(),
     # one large GPU, under an hour: 17M parameters, 30M samples
     "gpu": Plan(vae_channels=(32, 64, 128, 128), vae_samples=1_500_000, vae_batch=64, vae_lr=1e-3, decoder_samples=500_000, clip_samples=1_500_000, clip_batch=512,
-                clip_lr=1e-3, tower_samples=3_000_000, unet_channels=(128, 192, 224), unet_samples=30_000_000, unet_batch=512, unet_lr=8e-4, ema=0.9998,
+                clip_lr=1e-3, tower_samples=3_000_000, tower_lr=1e-3, unet_channels=(128, 192, 224), unet_samples=30_000_000, unet_batch=512, unet_lr=8e-4, ema=0.9998,
                 captions_per_picture=8),
     # a rehearsal of every stage in a minute, for tests
     "toy": Plan(side_px=32, vae_channels=(8, 8, 16, 16), vae_window_px=16, vae_samples=64, vae_batch=8, decoder_samples=32, clip_width=32, clip_layers=1, clip_samples=64, clip_batch=16, tower_samples=64,
