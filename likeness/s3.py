@@ -145,11 +145,13 @@ class S3Store:
         """Whether the object is now `data`, written by this very call: False if the condition did not hold."""
         mark = secrets.token_hex(16)
         send = self._send_in_parts if len(data) >= self._part_bytes else self._send_whole
+        doubtful = False
         for _ in range(_CONFLICTS):
             try:
                 send(key, data, condition, mark, doing, until)
             except _Answer as answer:
-                if answer.doubtful:
+                doubtful |= answer.doubtful
+                if doubtful:
                     there = self._head(key, doing, self._until())
                     if there is not None and there.get(_MARK) == mark:
                         return True          # an earlier attempt was carried out, its answer was lost

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import socket
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from moto.core import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
-from werkzeug.test import EnvironBuilder, run_wsgi_app
+from werkzeug.test import run_wsgi_app
 from werkzeug.wrappers import Request, Response
 
 from likeness.settings import S3StoreSettings
@@ -34,6 +37,7 @@ class S3Server:
     def __init__(self) -> None:
         self.weather: dict[str, deque[Answer]] = {}
         self.seen: list[tuple[str, str, dict[str, str]]] = []           # method, path with query, headers
+        self.deaf_to: set[str] = set()                                  # headers that this server does not understand
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
@@ -43,10 +47,10 @@ class S3Server:
         self.client = boto3.session.Session().client("s3", endpoint_url=self.url, config=Config(retries={"total_max_attempts": 1}))
 
     def bucket(self, **options: Any) -> S3StoreSettings:
-        """A new bucket, and settings for it with little patience."""
+        """A new bucket, and settings for it."""
         name = f"test-{uuid.uuid4().hex}"
         self.client.create_bucket(Bucket=name)
-        return S3StoreSettings.model_validate({"bucket": name, "endpoint_url": self.url, "timeout_s": 5.0, "patience_s": 5.0} | options)
+        return S3StoreSettings.model_validate({"bucket": name, "endpoint_url": self.url, "timeout_s": 30.0, "patience_s": 30.0} | options)
 
     def next(self, method: str, *answers: Answer) -> None:
         """Order the weather for the next requests of `method`."""
@@ -56,6 +60,7 @@ class S3Server:
         """Cancel what was ordered, and forget what was seen."""
         self.weather.clear()
         self.seen.clear()
+        self.deaf_to.clear()
 
     def stop(self) -> None:
         """Close the port."""
@@ -64,6 +69,8 @@ class S3Server:
         self._thread.join()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        for name in self.deaf_to:
+            environ.pop(f"HTTP_{name.upper().replace('-', '_')}", None)
         request = Request(environ)
         body = request.get_data()
         self.seen.append((request.method, request.full_path.rstrip("?"), dict(request.headers)))
@@ -76,12 +83,11 @@ class S3Server:
         if answer is None:                                               # the line is cut
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError("as ordered")
-        return answer(environ, start_response)
+        chunks = answer(environ, start_response)
+        return _then_cut(chunks, environ["werkzeug.socket"]) if isinstance(answer, _AsItIs) else chunks
 
     def _ask_moto(self, environ: dict[str, Any], body: bytes) -> Response:
-        builder = EnvironBuilder.from_environ(environ)
-        inner = dict(environ) | {"wsgi.input": EnvironBuilder(data=body).input_stream, "wsgi.input_terminated": False}
-        builder.close()
+        inner = environ | {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
         chunks, status, headers = run_wsgi_app(self._moto, inner, buffered=True)
         return Response(b"".join(chunks), status, headers)
 
@@ -92,8 +98,8 @@ class S3Server:
         expected = request.headers.get("If-Match")
         if request.method == "POST" and expected and "uploadId" in request.args:
             bucket, _, key = request.path.lstrip("/").partition("/")
-            with_moto = run_wsgi_app(self._moto, EnvironBuilder(path=f"/{bucket}/{key}", method="HEAD", base_url=self.url).get_environ(), buffered=True)
-            if dict(with_moto[2]).get("ETag", dict(with_moto[2]).get("etag")) != expected:
+            there = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(bucket, key)
+            if there is None or there.etag != expected:
                 return error(412, "PreconditionFailed")
         return None
 
@@ -145,3 +151,8 @@ class _AsItIs(Response):
 
     def get_wsgi_headers(self, environ: Any) -> Any:
         return self.headers
+
+
+def _then_cut(chunks: Iterable[bytes], line: socket.socket) -> Iterator[bytes]:
+    yield from chunks
+    line.shutdown(socket.SHUT_WR)
