@@ -68,7 +68,7 @@ def _one_wins(attempt: Callable[[bytes], bool]) -> bool:
 def _old_versions(store: Store) -> str:
     if isinstance(store, LocalStore):
         return ""
-    from likeness.s3 import S3Store                            # boto3 takes its time to load
+    from likeness.s3 import S3Store  # boto3 takes its time to load
 
     if not isinstance(store, S3Store):
         return ""

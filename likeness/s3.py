@@ -217,7 +217,7 @@ class S3Store:
 
 
 @dataclass
-class _Answer(Exception):                    # noqa: N818
+class _Answer(Exception):
     """The server's answer was `code`; an earlier attempt may have been carried out if `doubtful`."""
 
     code: str

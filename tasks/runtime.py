@@ -62,7 +62,7 @@ class Tools:
         settings = self.settings.store
         if isinstance(settings, LocalStoreSettings):
             return LocalStore(settings.root or self.settings.home / "store")
-        from likeness.s3 import S3Store                        # boto3 takes its time to load
+        from likeness.s3 import S3Store  # boto3 takes its time to load
 
         return S3Store(settings)
 
