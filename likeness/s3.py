@@ -135,11 +135,14 @@ class S3Store:
             found = self._client.get_object(**self._at(key), ChecksumMode="ENABLED")
             with closing(found["Body"]) as body:
                 return body.read(), found["ETag"]
-        return self._ask(doing, until, request, answers=("NoSuchKey",), otherwise=None)
+        found: tuple[bytes, str] | None = self._ask(doing, until, request, answers=("NoSuchKey",), otherwise=None)
+        return found
 
     def _head(self, key: str, doing: str, until: float) -> Mapping[str, str] | None:
         """The metadata of an object; None if it is absent."""
-        return self._ask(doing, until, lambda: self._client.head_object(**self._at(key))["Metadata"], answers=("NoSuchKey",), otherwise=None)
+        found: Mapping[str, str] | None = self._ask(doing, until, lambda: self._client.head_object(**self._at(key))["Metadata"],
+                                                    answers=("NoSuchKey",), otherwise=None)
+        return found
 
     def _write(self, key: str, data: bytes, condition: Mapping[str, str], doing: str, until: float) -> bool:
         """Whether the object is now `data`, written by this very call: False if the condition did not hold."""

@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import boto3
@@ -38,6 +39,7 @@ class S3Server:
         self.weather: dict[str, deque[Answer]] = {}
         self.seen: list[tuple[str, str, dict[str, str]]] = []           # method, path with query, headers
         self.deaf_to: set[str] = set()                                  # headers that this server does not understand
+        self.orderly = True                                             # one request at a time; False: as moto is
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
@@ -61,6 +63,7 @@ class S3Server:
         self.weather.clear()
         self.seen.clear()
         self.deaf_to.clear()
+        self.orderly = True
 
     def stop(self) -> None:
         """Close the port."""
@@ -77,7 +80,7 @@ class S3Server:
         waiting = self.weather.get(request.method)
 
         def pass_on() -> Response:
-            with self._lock:
+            with self._lock if self.orderly else nullcontext():
                 return self._refused(request, body) or self._ask_moto(environ, body)
         answer = waiting.popleft()(request, pass_on) if waiting else pass_on()
         if answer is None:                                               # the line is cut

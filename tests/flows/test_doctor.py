@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from moto.s3.models import S3Backend
 
 from flows import doctor
 from likeness.errors import IntegrityError, RecipeError
@@ -37,6 +41,21 @@ def test_a_server_that_ignores_conditions_is_found_out(s3: S3Server, header: str
     with pytest.raises(IntegrityError, match=words):
         doctor._store(asked)
     assert list(asked.store.list("")) == []
+
+
+def test_a_server_that_looks_first_and_writes_later_is_found_out_when_two_meet(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, write, meeting = tools(s3.bucket()), S3Backend.put_object, threading.Barrier(2)
+
+    def write_together(self: S3Backend, bucket: str, key: str, *arguments: Any, **named: Any) -> Any:
+        if key.endswith("-raced"):                          # both have looked, neither has written
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(20)
+        return write(self, bucket, key, *arguments, **named)
+
+    monkeypatch.setattr(S3Backend, "put_object", write_together)
+    s3.orderly = False
+    with pytest.raises(IntegrityError, match="does not create exclusively"):
+        doctor._store(asked)
 
 
 def test_a_contest_that_two_win_is_noticed() -> None:

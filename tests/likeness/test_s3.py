@@ -225,7 +225,7 @@ def test_damage_that_stays_is_no_weather(s3: S3Server) -> None:
     (400, "ExpiredToken", RecipeError, "renew"),
     (403, "RequestTimeTooSkewed", RecipeError, "clock"),
     (404, "NoSuchBucket", RecipeError, r"does not exist.*store\.bucket"),
-    (400, "IllegalLocationConstraintException", RecipeError, r"store\.region"),
+    (400, "AuthorizationHeaderMalformed", RecipeError, r"store\.region"),
     (400, "KMS.DisabledException", RecipeError, r"store\.kms_key_id"),
     (501, "NotImplemented", RecipeError, "must honour If-None-Match and If-Match"),
     (400, "<script>", RecipeError, r"HTTP 400, \?script\?"),
