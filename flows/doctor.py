@@ -11,7 +11,7 @@ import numpy as np
 
 from likeness.errors import IntegrityError, LikenessError, RecipeError
 from likeness.settings import Settings
-from likeness.store import LocalStore, Store
+from likeness.store import Store
 from tasks.runtime import Tools
 
 CONTENDERS = 8
@@ -66,9 +66,7 @@ def _one_wins(attempt: Callable[[bytes], bool]) -> bool:
 
 
 def _old_versions(store: Store) -> str:
-    if isinstance(store, LocalStore):
-        return ""
-    from likeness.s3 import S3Store  # boto3 takes its time to load
+    from likeness.s3 import S3Store
 
     if not isinstance(store, S3Store):
         return ""

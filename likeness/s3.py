@@ -4,7 +4,8 @@ botocore's own retries are off. It would send a write again after a lost answer 
 could tell then that the object is our own. Here every write carries a random mark as metadata. If a repetition is refused although
 an earlier attempt may have been carried out, the mark of the object that is there says whose it is. What that cannot tell: our object was
 there and was changed or deleted by another before we looked. Then the verb returns False, which is true of the moment of looking; claims hold a
-token of their own, so that `once` notices.
+token of their own, so that `once` notices. And a write that timed out may still be on its way: it can create again what was deleted since.
+`delete_prefix` looks until nothing appears, and a tombstone outlives a person's prefix.
 
 A key of the Store is `prefix + key` in the bucket. Credentials come from boto3's own chain and from nowhere else.
 """
@@ -170,13 +171,16 @@ class S3Store:
             **self._at(key), Body=data, **_checksum(data), **condition, **self._encryption, Metadata={_MARK: mark}), answers=("PreconditionFailed", "NoSuchKey"))
 
     def _send_in_parts(self, key: str, data: bytes, condition: Mapping[str, str], mark: str, doing: str, until: float) -> None:
-        """One part after the other, each with its own patience. Whatever goes wrong, no parts are left behind, unless this process is killed."""
+        """One part after the other, each with its own patience. Whatever goes wrong, no parts are left behind, unless this process is killed or the
+        server does not answer: the first is for the bucket's lifecycle rule, the second is logged as well.
+        """
         upload = {"UploadId": self._ask(doing, until, lambda: self._client.create_multipart_upload(
             **self._at(key), ChecksumAlgorithm="SHA256", **self._encryption, Metadata={_MARK: mark}))["UploadId"]}
         try:
             parts = []
             for n, start in enumerate(range(0, len(data), self._part_bytes), 1):
-                part, checksum = data[start:start + self._part_bytes], _checksum(data[start:start + self._part_bytes])
+                part = data[start:start + self._part_bytes]
+                checksum = _checksum(part)
                 sent = self._ask(doing, self._until(), lambda: self._client.upload_part(
                     **self._at(key), **upload, PartNumber=n, Body=part, **checksum), answers=("NoSuchUpload",))      # noqa: B023  (called at once)
                 parts.append({"PartNumber": n, "ETag": sent["ETag"], "ChecksumSHA256": checksum["ChecksumSHA256"]})

@@ -73,7 +73,8 @@ def test_old_versions_are_told(s3: S3Server) -> None:
 
 
 def test_a_store_that_refuses_is_told_with_the_cure(s3: S3Server) -> None:
+    asked = tools(s3.bucket())
     s3.next("PUT", refuse(403, "AccessDenied"))
     with pytest.raises(RecipeError, match=r"docs/store\.md"):
-        doctor._store(tools(s3.bucket()))
+        doctor._store(asked)
     assert s3.seen[-1][0] == "PUT"                          # nothing was made, nothing has to be deleted
