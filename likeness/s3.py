@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 
 from likeness.errors import IntegrityError, LikenessError, RecipeError, ResourceError, ServerUnreachable, TransientError
 from likeness.settings import S3StoreSettings
@@ -189,7 +190,7 @@ class S3Store:
         except BaseException:
             try:
                 self._client.abort_multipart_upload(**self._at(key), **upload)
-            except (boto.BotoCoreError, boto.ClientError) as e:
+            except (boto.BotoCoreError, boto.ClientError, ResponseParserError) as e:
                 if _code(e) != "NoSuchUpload":
                     log.warning("parts of %s may be left in the bucket (%s): a lifecycle rule that aborts old uploads removes them", key, _code(e))
             raise
@@ -208,7 +209,7 @@ class S3Store:
         while True:
             try:
                 return request()
-            except (boto.BotoCoreError, boto.ClientError) as e:
+            except (boto.BotoCoreError, boto.ClientError, ResponseParserError) as e:
                 code = _code(e)
                 if code in answers:
                     if otherwise is ...:
@@ -284,7 +285,7 @@ def _fault(error: Exception, code: str, doing: str, settings: S3StoreSettings) -
             return _Fault(RecipeError(f"the certificate of the store ({bucket}) is not one that is trusted here: point AWS_CA_BUNDLE at its authority"))
         case boto.EndpointConnectionError() | boto.ConnectTimeoutError() | boto.ProxyConnectionError() | boto.SSLError():
             return _Fault(weather, again=True)                       # the request never got there
-        case boto.ReadTimeoutError() | boto.ConnectionClosedError() | boto.ResponseStreamingError() | boto.IncompleteReadError():
+        case boto.ReadTimeoutError() | boto.ConnectionClosedError() | boto.ResponseStreamingError() | boto.IncompleteReadError() | ResponseParserError():
             return _Fault(weather, again=True, doubtful=True)
         case boto.FlexibleChecksumError() | boto.ChecksumError():
             return _Fault(IntegrityError(f"what the store gave does not have the checksum that it states, while {doing}: restore that object from a backup, "

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
+from xml.sax.saxutils import escape
 
 import boto3
 from botocore.config import Config
@@ -116,7 +117,7 @@ class _Quiet(MotoRequestHandler):
 
 def error(status: int, code: str) -> Response:
     """What S3 answers with `code`; without one, what a proxy answers."""
-    text = f"<Error><Code>{code}</Code><Message>key AKIASECRET at https://host/?X-Amz-Signature=5ec2e7</Message></Error>" if code else ""
+    text = f"<Error><Code>{escape(code)}</Code><Message>key AKIASECRET at https://host/?X-Amz-Signature=5ec2e7</Message></Error>" if code else ""
     return Response(text, status, content_type="application/xml")
 
 

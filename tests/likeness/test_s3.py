@@ -207,6 +207,13 @@ def test_damage_on_the_way_is_noticed_and_asked_for_again(s3: S3Server, store: S
     assert store.get("k") == b"pixels"
 
 
+@pytest.mark.parametrize("change", [lambda body: body[:20], lambda body: b"<" * len(body)], ids=["truncated", "a page of something else"])
+def test_a_list_that_is_none_is_asked_for_again(s3: S3Server, store: S3Store, change: Any) -> None:
+    store.put_if_absent("k", b"")
+    s3.next("GET", change_the_body(change))
+    assert list(store.list("")) == ["k"]
+
+
 def test_damage_that_stays_is_no_weather(s3: S3Server) -> None:
     store = impatient(s3)
     store.put_if_absent("k", b"pixels")
