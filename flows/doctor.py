@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from likeness.errors import IntegrityError, LikenessError
+from likeness.errors import IntegrityError, LikenessError, RecipeError
 from likeness.settings import Settings
+from likeness.store import Store
 from tasks.runtime import Tools
+
+CONTENDERS = 8
 
 
 def probe(settings: Settings) -> list[tuple[str, bool, str]]:
@@ -32,14 +37,43 @@ def probe(settings: Settings) -> list[tuple[str, bool, str]]:
 
 def _store(tools: Tools) -> str:
     store, key = tools.store, f"probes/{secrets.token_hex(8)}"
+    if not store.put_if_absent(key, b"a"):
+        raise IntegrityError("the store says that a key which nobody used exists: claims would not hold")
     try:
-        if not store.put_if_absent(key, b"a") or store.put_if_absent(key, b"b") or store.get(key) != b"a":
+        if store.put_if_absent(key, b"b") or store.get(key) != b"a" or not _one_wins(lambda mine: store.put_if_absent(f"{key}-raced", mine)):
             raise IntegrityError("the store does not create exclusively: two workers would do the same work")
-        if store.compare_and_swap(key, expected=b"b", new=b"c") or not store.compare_and_swap(key, expected=b"a", new=b"c") or store.get(key) != b"c":
+        if store.compare_and_swap(key, expected=b"b", new=b"c") or not store.compare_and_swap(key, expected=b"a", new=b"c") or store.get(key) != b"c" \
+                or not _one_wins(lambda mine: store.compare_and_swap(key, expected=b"c", new=mine)):
             raise IntegrityError("the store does not compare and swap: claims would not hold")
+        if key not in store.list("probes/"):
+            raise IntegrityError("the store does not list what was just written: erasing a person would miss things")
     finally:
         store.delete(key)
-    return f"{tools.settings.store.kind}: creates exclusively, swaps by comparison"
+        store.delete(f"{key}-raced")
+    return f"{tools.settings.store.kind}: creates exclusively, swaps by comparison, also when {CONTENDERS} do so at once{_old_versions(store)}"
+
+
+def _one_wins(attempt: Callable[[bytes], bool]) -> bool:
+    """Whether exactly one of several simultaneous attempts succeeds. A server that looks first and writes later is caught often, not always."""
+    start = threading.Barrier(CONTENDERS)
+
+    def contend(n: int) -> bool:
+        start.wait()
+        return attempt(b"contender %d" % n)
+
+    with ThreadPoolExecutor(CONTENDERS) as pool:
+        return sum(pool.map(contend, range(CONTENDERS))) == 1
+
+
+def _old_versions(store: Store) -> str:
+    from likeness.s3 import S3Store
+
+    if not isinstance(store, S3Store):
+        return ""
+    try:
+        return "; the bucket keeps old versions, so that `forget` erases nothing there until they expire: docs/store.md" if store.versioned() else ""
+    except RecipeError:
+        return "; whether the bucket keeps old versions may not be asked (s3:GetBucketVersioning)"
 
 
 def _faces(tools: Tools) -> str:

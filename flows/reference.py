@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from pydantic import BaseModel
 
 from flows.cli import app
 from likeness.recipe import METHODS, PRESETS, Training
-from likeness.settings import Settings
+from likeness.settings import Section, Settings
 
 EXITS = """| exit code | meaning |
 |---|---|
@@ -48,15 +48,19 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def _settings(model: type[BaseModel], prefix: str) -> list[str]:
+def _settings(model: type[BaseModel], prefix: str, kind: str = "") -> list[str]:
     rows = []
     for name, info in model.model_fields.items():
+        if isinstance(info.default, Section) and (kinds := get_args(info.annotation)):
+            for one in kinds:
+                rows += _settings(one, f"{prefix}{name}.", f"kind = {one.model_fields['kind'].default}")
+            continue
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             rows += _settings(info.annotation, f"{prefix}{name}.")
             continue
-        default = "in likeness.toml" if info.is_required() else "see Recipes" if isinstance(info.default, Training) else f"`{info.default!r}`"
+        default = ("required" if kind else "in likeness.toml") if info.is_required() else "see Recipes" if isinstance(info.default, Training) else f"`{info.default!r}`"
         limits = ", ".join(str(m) for m in info.metadata).replace("|", "\\|")
-        rows.append(f"| `{prefix}{name}` | {default} | {limits} | {(info.description or '').replace('|', ' or ')} |")
+        rows.append(f"| `{prefix}{name}` | {default} | {limits} | {': '.join(words for words in (kind, (info.description or '').replace('|', ' or ')) if words)} |")
     return rows
 
 

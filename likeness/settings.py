@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -29,6 +30,7 @@ from likeness.intake.policy import IntakePolicy
 from likeness.once import ClaimPolicy
 from likeness.recipe import METHODS, Lora, Recipe, preset
 from likeness.records import BatteryPrompt, Record
+from likeness.store import is_key
 
 SHIPPED = Path(__file__).with_name("likeness.toml")
 PREFIX = "LIKENESS_"
@@ -137,6 +139,49 @@ class LocalStoreSettings(Section):
         return value if value is None else _absolute(value)
 
 
+class S3StoreSettings(Section):
+    """A bucket of Amazon S3, or of a server that honours If-None-Match and If-Match on writes. Credentials come from boto3's own chain."""
+
+    kind: Literal["s3"] = "s3"
+    bucket: str = Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$", description="it must exist")
+    prefix: str = Field("", max_length=256, description="folder within the bucket, ending with '/'; several stores may share a bucket")
+    region: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="default: what boto3's own chain says")
+    endpoint_url: str | None = Field(None, description="of another server than Amazon's, without a password: https://minio.internal:9000")
+    addressing: Literal["auto", "path", "virtual"] = Field("auto", description="path: https://host/bucket/key, which many other servers want")
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(None, description="asked of the server for every object; default: what the bucket does")
+    kms_key_id: str | None = Field(None, min_length=1, description="with encryption = aws:kms or aws:kms:dsse")
+    multipart_mib: int = Field(64, ge=5, le=5120, description="MiB; larger objects are sent in parts of this size, each with its own checksum")
+    timeout_s: float = Field(10.0, gt=0, le=600, description="the server's silence for so long is a fault")
+    patience_s: float = Field(30.0, ge=0, le=3600, description="a request that met a fault which may pass is repeated for so long")
+
+    @field_validator("prefix")
+    @classmethod
+    def _a_folder(cls, value: str) -> str:
+        if value and not (value.endswith("/") and is_key(value[:-1])):
+            raise ValueError("nothing, or segments of A-Z a-z 0-9 . _ - that do not start with a dot, each followed by '/'")
+        return value
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parts = urlsplit(value)
+                odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or parts.query or parts.fragment or parts.port == 0
+            except ValueError:
+                odd = True
+            if odd:
+                raise ValueError("http:// or https:// and a host, without user, password or query; credentials belong into boto3's own chain")
+        return value
+
+    @field_validator("kms_key_id")
+    @classmethod
+    def _for_kms(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not str(info.data.get("encryption")).startswith("aws:kms"):
+            raise ValueError("a key only with encryption = 'aws:kms' or 'aws:kms:dsse'")
+        return value
+
+
 class RegistrySettings(Section):
     """Where MLflow is."""
 
@@ -172,7 +217,7 @@ class Settings(Section):
     gate: GatePolicy = GatePolicy()
     intake: IntakePolicy = IntakePolicy()
     backends: Backends = Backends()
-    store: LocalStoreSettings = LocalStoreSettings()
+    store: LocalStoreSettings | S3StoreSettings = Field(LocalStoreSettings(), discriminator="kind")
     registry: RegistrySettings = RegistrySettings()
     claims: ClaimPolicy = ClaimPolicy()
     schedule: Schedule = Schedule()
@@ -184,6 +229,15 @@ class Settings(Section):
     @classmethod
     def _anywhere(cls, value: Path | None) -> Path | None:
         return value if value is None else _absolute(value)
+
+    @field_validator("claims")
+    @classmethod
+    def _outlasts_a_repeated_beat(cls, value: ClaimPolicy, info: ValidationInfo) -> ClaimPolicy:
+        store = info.data.get("store")
+        if isinstance(store, S3StoreSettings) and store.patience_s + store.timeout_s > value.ttl_s * 5 / 6:
+            raise ValueError(f"a ttl_s of at least {(store.patience_s + store.timeout_s) * 6 / 5:g}, because store.patience_s + store.timeout_s is "
+                             f"{store.patience_s + store.timeout_s:g}: a worker whose beat is being repeated would be taken for dead")
+        return value
 
     @model_validator(mode="after")
     def _one_base(self) -> Self:
@@ -371,13 +425,15 @@ def _problem(error: Any, merged: Mapping[str, Any], sources: Mapping[str, str]) 
     if error["type"] == "extra_forbidden":
         known = sorted(_known_keys(method))
         plain = re.sub(r"\[\d+\]", "", place)
+        if plain in known and method is None:
+            return f"{place}: not a setting of this kind{where}"
         close = [] if plain in _known_keys(None) else difflib.get_close_matches(plain, known, 1, 0.6) or difflib.get_close_matches(plain.rpartition(".")[2], known, 1, 0.6)
         siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == plain.rpartition(".")[0]]
         return f"{place}: there is no such setting{f' of method {method!r}' if method else ''}{where}" + (f"; did you mean {close[0]}?" if close else f", allowed {', '.join(siblings)}")
     allowed = re.sub(r"^(Value error, |Input should be |String should )", "", error["msg"])
     if not place:
         return f"{allowed}{where}"
-    secret = re.search(r"password|secret|token|uri|access_key", place)
+    secret = re.search(r"password|secret|token|uri|url|access_key", place)
     found = "nothing" if error["type"] == "missing" else "a value that is not shown" if secret else _masked(_brief(error["input"]))
     return f"{place}: found {found}, allowed {'a value' if allowed == 'Field required' else allowed}{where}"
 

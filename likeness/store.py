@@ -54,13 +54,18 @@ class Store(Protocol):
         """Remove `key`; an absent key is no error."""
 
 
+def is_key(key: str) -> bool:
+    """Whether `key` may name an object."""
+    return len(key) <= _KEY_LENGTH and _KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> str:
     """`key`, if it may name an object.
 
     Raises:
         RecipeError: on an absolute path, a segment that is empty or starts with a dot, or any character but A-Z a-z 0-9 . _ - /.
     """
-    if not _KEY.fullmatch(key) or len(key) > _KEY_LENGTH:
+    if not is_key(key):
         raise RecipeError(f"{key[:80]!r} is no key: up to {_KEY_LENGTH} characters, segments of A-Z a-z 0-9 . _ - that do not start "
                           "with a dot, separated by single slashes")
     return key

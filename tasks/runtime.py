@@ -20,7 +20,7 @@ from likeness.errors import ConsentMissing, InputError, IntegrityError, SubjectF
 from likeness.lineage import note_base, note_code
 from likeness.once import Claim, once
 from likeness.records import BaseRef, BaseScores, Enrolment, Record
-from likeness.settings import Settings, load_settings
+from likeness.settings import LocalStoreSettings, Settings, load_settings
 from likeness.stages import Call, Published, StageRef
 from likeness.store import LocalStore, Store
 from likeness.version import code_version
@@ -59,7 +59,12 @@ class Tools:
 
     @cached_property
     def store(self) -> Store:
-        return LocalStore(self.settings.store.root or self.settings.home / "store")
+        settings = self.settings.store
+        if isinstance(settings, LocalStoreSettings):
+            return LocalStore(settings.root or self.settings.home / "store")
+        from likeness.s3 import S3Store  # boto3 takes its time to load
+
+        return S3Store(settings)
 
     @cached_property
     def base_ref(self) -> BaseRef:

@@ -11,11 +11,14 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parents[1]
 SESSION_HOME = Path(tempfile.mkdtemp(prefix="likeness-tests-"))
@@ -95,6 +98,22 @@ def lacking() -> Callable[[str], NoReturn]:
             pytest.fail(f"{reason}, and LIKENESS_REQUIRE_ALL=1 allows no skip", pytrace=False)
         pytest.skip(reason)
     return leave
+
+
+@pytest.fixture(scope="session")
+def running_s3() -> Iterator[S3Server]:
+    from tests.s3_server import S3Server
+
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(running_s3: S3Server) -> Iterator[S3Server]:
+    """An S3 server of this process, in calm weather. Take a bucket of your own from it."""
+    yield running_s3
+    running_s3.calm()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from likeness.errors import BadSettings
 from likeness.recipe import RECIPE, Pivotal, TextualInversion, preset
-from likeness.settings import CATEGORIES, SHIPPED, Settings, default_home, load_settings
+from likeness.settings import CATEGORIES, SHIPPED, S3StoreSettings, Settings, default_home, load_settings
 from models.maquette.vocabulary import SLOTS
 
 
@@ -193,6 +193,49 @@ def test_a_backend_that_cannot_be_is_refused_with_what_is_allowed(elsewhere: Pat
     assert words in line
 
 
+@pytest.mark.parametrize(("lines", "words"), [
+    ('kind = "ftp"', "store.kind: found \"ftp\", allowed 'local', 's3' (from likeness.toml)"),
+    ('kind = "s3"', "store.bucket: found nothing, allowed a value"),
+    ('bucket = "photos"', "store.bucket: not a setting of this kind (from likeness.toml)"),
+    ('kind = "s3"\nbucket = "photos"\nroot = "/srv"', "store.root: not a setting of this kind (from likeness.toml)"),
+    ('kind = "s3"\nbucket = "photos"\nbukket = "x"', "store.bukket: there is no such setting (from likeness.toml); did you mean store.bucket?"),
+    ('kind = "s3"\nbucket = "Photos"', 'store.bucket: found "Photos", allowed match pattern'),
+    ('kind = "s3"\nbucket = "photos"\nprefix = "ada"', 'store.prefix: found "ada", allowed nothing, or segments of'),
+    ('kind = "s3"\nbucket = "photos"\nprefix = "a//"', 'store.prefix: found "a//", allowed'),
+    ('kind = "s3"\nbucket = "photos"\nmultipart_mib = 4', "store.multipart_mib: found 4, allowed greater than or equal to 5"),
+    ('kind = "s3"\nbucket = "photos"\nencryption = "none"', "store.encryption: found \"none\", allowed 'AES256', 'aws:kms' or 'aws:kms:dsse'"),
+    ('kind = "s3"\nbucket = "photos"\nencryption = "AES256"\nkms_key_id = "k"', 'store.kms_key_id: found "k", allowed a key only with encryption'),
+    ('kind = "s3"\nbucket = "photos"\npatience_s = 60', "claims: found"),
+    ('kind = "s3"\nbucket = "photos"\npatience_s = 60', "allowed a ttl_s of at least 84, because store.patience_s + store.timeout_s is 70"),
+], ids=["no such kind", "no bucket", "bucket of a folder", "folder of a bucket", "a slip", "bucket in capitals", "no folder", "empty segment", "small parts",
+        "no encryption", "key of nothing", "more patience than a claim has", "how long a claim must last"])
+def test_a_store_that_cannot_be_is_refused_with_what_is_allowed(elsewhere: Path, lines: str, words: str) -> None:
+    (elsewhere / "likeness.toml").write_text(f"[store]\n{lines}\n")
+    (line,) = problems()
+    assert words in line
+
+
+@pytest.mark.parametrize("address", ["minio:9000", "ftp://minio", "https://me:hunter2@minio", "https://minio/?X-Amz-Signature=hunter2", "https://", "http://minio:port"])
+def test_an_address_of_a_store_is_only_an_address_and_what_was_found_is_not_shown(elsewhere: Path, address: str) -> None:
+    (elsewhere / "likeness.toml").write_text(f'store = {{ kind = "s3", bucket = "photos", endpoint_url = "{address}" }}\n')
+    (line,) = problems()
+    assert line.startswith("store.endpoint_url: found a value that is not shown, allowed http:// or https:// and a host, without user, password or query")
+    assert "hunter2" not in line
+
+
+def test_all_problems_of_a_bucket_are_told_at_once(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere / "likeness.toml").write_text('store = { kind = "s3", prefix = "/", timeout_s = 0, addressing = "ip" }\n')
+    monkeypatch.setenv("LIKENESS_STORE__REGION", "Zurich")
+    assert sorted(line.split(":")[0] for line in problems()) == ["store.addressing", "store.bucket", "store.prefix", "store.region", "store.timeout_s"]
+
+
+def test_a_bucket_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKENESS_STORE__KIND", "s3")
+    monkeypatch.setenv("LIKENESS_STORE__BUCKET", "123")
+    monkeypatch.setenv("LIKENESS_STORE__PREFIX", "team-a/")
+    assert load_settings().store == S3StoreSettings(bucket="123", prefix="team-a/")
+
+
 def test_backends_are_chosen_independently(elsewhere: Path) -> None:
     (elsewhere / "likeness.toml").write_text('[backends]\ndetect = "facexlib"\nidentity = "insightface"\nfacexlib.folder = "/f"\ninsightface.folder = "/i"\n')
     chosen = load_settings().backends
@@ -272,6 +315,15 @@ def test_the_commented_examples_in_the_shipped_file_are_settings(elsewhere: Path
     assert "\nhome = " in text
     (elsewhere / "likeness.toml").write_text(text)
     assert load_settings().registry.artifact_root == "s3://bucket/mlflow"
+
+
+def test_the_defaults_of_a_bucket_in_the_shipped_file_are_those_in_code(elsewhere: Path) -> None:
+    lines = re.findall(r"^#   (\w+ = .*)$", SHIPPED.read_text(), flags=re.M)
+    assert [line.split(" ")[0] for line in lines] == list(S3StoreSettings.model_fields)
+    (elsewhere / "likeness.toml").write_text("[store]\n" + "\n".join(lines))
+    assert isinstance(load_settings().store, S3StoreSettings)                  # the examples can be
+    (elsewhere / "likeness.toml").write_text("[store]\n" + "\n".join(line for line in lines if "no default" not in line))
+    assert load_settings().store == S3StoreSettings(bucket="likeness")
 
 
 def test_the_core_imports_neither_network_nor_scheduler(root: Path) -> None:

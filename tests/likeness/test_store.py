@@ -20,8 +20,12 @@ from likeness.records import BlobRef
 from likeness.store import LocalStore, MemoryStore, Store, delete_prefix, put_blob, read_blob
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "s3":
+        from likeness.s3 import S3Store
+
+        return S3Store(request.getfixturevalue("s3").bucket(prefix="below/"))
     return LocalStore(tmp_path / "store") if request.param == "local" else MemoryStore()
 
 

@@ -1,0 +1,162 @@
+"""An S3 server for tests: moto behind a lock, and bad weather on order.
+
+moto looks at If-None-Match and If-Match and writes afterwards, each request in a thread of its own: two requests may both look before either
+writes. Amazon does not allow that. Here one request is answered at a time, so that conditions hold. moto ignores If-Match when an upload in parts is
+completed, and takes any checksum for true; both are looked at here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import socket
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any
+from xml.sax.saxutils import escape
+
+import boto3
+from botocore.config import Config
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.s3.models import s3_backends
+from werkzeug.serving import make_server
+from werkzeug.test import run_wsgi_app
+from werkzeug.wrappers import Request, Response
+
+from likeness.settings import S3StoreSettings
+
+Answer = Callable[[Request, Callable[[], Response]], Response | None]
+
+
+class S3Server:
+    """On a free port of this machine, until `stop`. `weather[METHOD]` holds what the next requests of that method meet instead of moto."""
+
+    def __init__(self) -> None:
+        self.weather: dict[str, deque[Answer]] = {}
+        self.seen: list[tuple[str, str, dict[str, str]]] = []           # method, path with query, headers
+        self.deaf_to: set[str] = set()                                  # headers that this server does not understand
+        self.orderly = True                                             # one request at a time; False: as moto is
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._lock = threading.Lock()
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.client = boto3.session.Session().client("s3", endpoint_url=self.url, config=Config(retries={"total_max_attempts": 1}))
+
+    def bucket(self, **options: Any) -> S3StoreSettings:
+        """A new bucket, and settings for it."""
+        name = f"test-{uuid.uuid4().hex}"
+        self.client.create_bucket(Bucket=name)
+        return S3StoreSettings.model_validate({"bucket": name, "endpoint_url": self.url, "timeout_s": 30.0, "patience_s": 30.0} | options)
+
+    def next(self, method: str, *answers: Answer) -> None:
+        """Order the weather for the next requests of `method`."""
+        self.weather.setdefault(method, deque()).extend(answers)
+
+    def calm(self) -> None:
+        """Cancel what was ordered, and forget what was seen."""
+        self.weather.clear()
+        self.seen.clear()
+        self.deaf_to.clear()
+        self.orderly = True
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        for name in self.deaf_to:
+            environ.pop(f"HTTP_{name.upper().replace('-', '_')}", None)
+        request = Request(environ)
+        body = request.get_data()
+        self.seen.append((request.method, request.full_path.rstrip("?"), dict(request.headers)))
+        waiting = self.weather.get(request.method)
+
+        def pass_on() -> Response:
+            with self._lock if self.orderly else nullcontext():
+                return self._refused(request, body) or self._ask_moto(environ, body)
+        answer = waiting.popleft()(request, pass_on) if waiting else pass_on()
+        if answer is None:                                               # the line is cut
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionAbortedError("as ordered")
+        chunks = answer(environ, start_response)
+        return _then_cut(chunks, environ["werkzeug.socket"]) if isinstance(answer, _AsItIs) else chunks
+
+    def _ask_moto(self, environ: dict[str, Any], body: bytes) -> Response:
+        inner = environ | {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
+        chunks, status, headers = run_wsgi_app(self._moto, inner, buffered=True)
+        return Response(b"".join(chunks), status, headers)
+
+    def _refused(self, request: Request, body: bytes) -> Response | None:
+        stated = request.headers.get("x-amz-checksum-sha256")
+        if request.method == "PUT" and stated and base64.b64decode(stated) != hashlib.sha256(body).digest():
+            return error(400, "BadDigest")
+        expected = request.headers.get("If-Match")
+        if request.method == "POST" and expected and "uploadId" in request.args:
+            bucket, _, key = request.path.lstrip("/").partition("/")
+            there = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(bucket, key)
+            if there is None or there.etag != expected:
+                return error(412, "PreconditionFailed")
+        return None
+
+
+class _Quiet(MotoRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        """Say nothing; an error that was ordered is no news."""
+
+
+def error(status: int, code: str) -> Response:
+    """What S3 answers with `code`; without one, what a proxy answers."""
+    text = f"<Error><Code>{escape(code)}</Code><Message>key AKIASECRET at https://host/?X-Amz-Signature=5ec2e7</Message></Error>" if code else ""
+    return Response(text, status, content_type="application/xml")
+
+
+def refuse(status: int, code: str) -> Answer:
+    """The request is refused, and nothing done."""
+    return lambda request, pass_on: error(status, code)
+
+
+def cut(request: Request, pass_on: Callable[[], Response]) -> None:
+    """The line is cut before anything is done."""
+
+
+def lose_the_answer(request: Request, pass_on: Callable[[], Response]) -> None:
+    """The request is carried out, and the line cut before the answer."""
+    pass_on()
+
+
+def fail_afterwards(request: Request, pass_on: Callable[[], Response]) -> Response:
+    """The request is carried out, and called a failure."""
+    pass_on()
+    return error(500, "InternalError")
+
+
+def change_the_body(change: Callable[[bytes], bytes]) -> Answer:
+    """The answer's body is changed on the way; its headers, length included, are not."""
+    def answer(request: Request, pass_on: Callable[[], Response]) -> Response:
+        given = pass_on()
+        headers = given.headers.copy()
+        return _AsItIs(change(given.get_data()), given.status, headers)
+    return answer
+
+
+class _AsItIs(Response):
+    automatically_set_content_length = False
+
+    def get_wsgi_headers(self, environ: Any) -> Any:
+        return self.headers
+
+
+def _then_cut(chunks: Iterable[bytes], line: socket.socket) -> Iterator[bytes]:
+    yield from chunks
+    line.shutdown(socket.SHUT_WR)
