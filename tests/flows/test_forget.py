@@ -82,7 +82,7 @@ def lived(tools: Tools, subject: str = "ada", *, source: str | None = None) -> W
 def traces(home: Path, world: World) -> list[str]:
     """Files whose name or raw bytes say who it was; the tombstone, which may, aside."""
     subject = world.subject.id
-    words = [f"{CANARY}-{subject}", world.adapter.digest, world.adapter.weights.sha256, world.training_set.digest, f"likeness.{subject}", f"subjects/{subject}/",
+    words = [f"{CANARY}-{subject}", world.adapter.digest, world.adapter.weights.sha256, world.training_set.digest, f"subjects/{subject}/", f"personalize {subject}",
              *(p.sha256 for p in world.intake.photos), *(p.source_sha256 for p in world.intake.photos)]
     found = []
     for path in home.rglob("*"):
