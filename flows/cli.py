@@ -162,14 +162,43 @@ def audit(photo: Annotated[str | None, typer.Option(help="sha256 of a photo, as 
 
     if sum(x is not None for x in (photo, base, code)) != 1:
         raise RecipeError("name exactly one of --photo, --base, --code")
-    releases = [r.plain() for r in touch(Tools(load_settings(config)).store, photo=photo, base=base, code=code)]
+    store = Tools(load_settings(config)).store
+    releases = [r.plain() for r in touch(store, photo=photo, base=base, code=code)]
+    forgotten = len(list(store.list("tombstones/")))
     if as_json:
-        _print_json({"releases": releases})
+        _print_json({"releases": releases, "forgotten": forgotten})
     else:
         for r in releases:
             typer.echo(f"{r['model']} version {r['version']}  (subject {r['subject']})")
         if not releases:
             typer.echo("no Release is touched")
+        if forgotten:
+            typer.echo(f"{forgotten} forgotten subjects cannot be asked about: nothing of them is kept")
+
+
+@app.command()
+def forget(subject: Annotated[str, typer.Argument(help="The subject to erase; the id cannot be used again.")],
+           yes: Annotated[bool, typer.Option("--yes", help="Do not ask. Needed where nobody can be asked.")] = False,
+           canary: Annotated[list[str] | None, typer.Option(help="One more word that the scan looks for; may be given several times.")] = None,
+           as_json: Json = False, config: Config = None) -> None:
+    """Erase a subject from the store, MLflow, Prefect and the reports, search all of them for what is left, and print a receipt. Run it again after a crash."""
+    from flows.forget import forget as erase
+    from tasks.runtime import Tools
+
+    tools = Tools(load_settings(config))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise RecipeError("nobody can be asked here whether to erase for good: add --yes")
+        typer.confirm(f"Erase {subject} for good? Nothing brings them back.", abort=True, err=True)
+    receipt = erase(tools, subject, canaries=canary or (), on_step=lambda name: err.print(f"done: {name}"))
+    if as_json:
+        _print_json(receipt.plain() | {"clean": receipt.clean})
+    else:
+        table = Table("searched", "objects", "hits", title=f"receipt {receipt.receipt}, {receipt.forgotten_on}")
+        for name, area in receipt.scan.items():
+            table.add_row(name, str(area.objects), str(area.hits))
+        Console().print(table, *(f"not ours to delete: {what}" for what in receipt.left), sep="\n")
+    raise typer.Exit(0 if receipt.clean else 1)
 
 
 @app.command()

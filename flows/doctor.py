@@ -36,7 +36,7 @@ def probe(settings: Settings) -> list[tuple[str, bool, str]]:
 
 
 def _store(tools: Tools) -> str:
-    store, key = tools.store, f"probes/{secrets.token_hex(8)}"
+    store, key = tools.bare_store, f"probes/{secrets.token_hex(8)}"
     if not store.put_if_absent(key, b"a"):
         raise IntegrityError("the store says that a key which nobody used exists: claims would not hold")
     try:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from likeness import digest
 from likeness.digest import Digest
+from likeness.erasure import check_not_forgotten, tombstone_key
 from likeness.errors import DigestMismatch, InputError, RecipeError
 from likeness.records import BaseRef, BlobRef, Release, SubjectId
 from likeness.stages import STAGES, Call, Published, StageRef
@@ -85,8 +86,10 @@ def walk(store: Store, subject: str, release: Release | int | None = None) -> Ch
 
     Raises:
         InputError: if nothing is published for the subject, or there is no such Release.
+        SubjectForgotten: if the subject has a tombstone.
     """
     check_subject(subject)
+    check_not_forgotten(store, subject)
     shelf = _Shelf(store, subject)
     roots = _roots(shelf, release)
     links: dict[tuple[str, str], Link] = {}
@@ -143,6 +146,8 @@ def audit(store: Store, *, photo: str | None = None, base: str | None = None, co
     bases: set[str] = set() if base is None else _bases_with(store, base)
     touched: dict[tuple[str, int], Release] = {}
     for subject in sorted({key.split("/")[1] for key in store.list("subjects/") if key.count("/") > 1}):
+        if store.get(tombstone_key(subject)) is not None:
+            continue                                   # being erased
         shelf = _Shelf(store, subject)
         guilty = {p.key for p in shelf.all() if _concerns(shelf, p, photo=photo, bases=bases, code=code)}
         for published in shelf.all("register"):

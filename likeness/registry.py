@@ -14,14 +14,15 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from likeness.dossier import Dossier, describe, flatten, model_name, write_files
-from likeness.errors import BadSettings, LikenessError, RecipeError, ServerUnreachable, TransientError, translated
+from likeness.errors import BadSettings, LikenessError, RecipeError, ServerUnreachable, SubjectForgotten, TransientError, translated
 from likeness.records import Release
+from likeness.unregistering import erase_from_database, erase_through_server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -103,12 +104,57 @@ class Registry:
             IntegrityError: if the dossier contradicts itself.
             RecipeError: if its verdict is not accepted.
             ServerUnreachable: if MLflow does not answer.
+            SubjectForgotten: if `check` says so, before or after an effect; what was written here is erased again.
         """
         dossier.check()
         with self._talking("registering the release"):
             projection = _Projection(self, dossier, check)
-            with _GLOBAL_URI:
-                return projection.converge()
+            try:
+                with _GLOBAL_URI:
+                    release = projection.converge()
+                check()
+            except Exception:
+                # Stopped between a check and its effect, woken after the subject was forgotten: MLflow's own errors ("no such run") say that too
+                try:
+                    check()
+                except SubjectForgotten:
+                    for uri in projection.written:
+                        _delete_artifacts(uri)
+                    self.erase(dossier.subject.id)
+                    raise
+                except LikenessError as e:
+                    log.debug("registry: the first error is the one to raise, not %s", e.code)
+                raise
+        return release
+
+    def erase(self, subject: str) -> None:
+        """Delete everything MLflow holds of a subject, artifact bytes included. May be called any number of times.
+
+        With a database nothing is left; through a server its database keeps rows marked as deleted (docs/erasure.md).
+
+        Raises:
+            ServerUnreachable: if MLflow does not answer.
+        """
+        with self._talking("erasing a subject"):
+            if self.remote:
+                erase_through_server(self.client, subject, delete_artifacts=_delete_artifacts, step=self.step)
+            else:
+                erase_from_database(self.tracking_uri, subject, delete_artifacts=_delete_artifacts, step=self.step)
+
+    def sweep_scratch(self, names: Collection[str]) -> None:
+        """Delete what a killed registration left on its way, by the names given to `scratch`."""
+        for folder in self._scratch_root.glob("*"):
+            if folder.name.partition("-")[0] in names:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def remote(self) -> bool:
+        """Whether MLflow is reached through a server, whose database is not ours to open."""
+        return self.tracking_uri.startswith("http")
+
+    @property
+    def _scratch_root(self) -> Path:
+        return self.artifact_root / ".scratch" if isinstance(self.artifact_root, Path) else Path(tempfile.gettempdir()) / "likeness-registry"
 
     def find(self, subject: str, adapter: str) -> Release | None:
         """The Release of this adapter digest, if it is registered."""
@@ -130,7 +176,7 @@ class Registry:
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """A private folder for files on their way; left-overs of a killed process under the same name go too."""
-        root = self.artifact_root / ".scratch" if isinstance(self.artifact_root, Path) else Path(tempfile.gettempdir()) / "likeness-registry"
+        root = self._scratch_root
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=root) as folder:
             yield Path(folder)
@@ -175,6 +221,7 @@ class _Projection:
         self.registry, self.dossier, self.check = registry, dossier, check
         self.client = registry.client
         self.tags = describe(dossier)
+        self.written: list[str] = []               # artifact addresses that were written to
         self.mine = f"tags.`likeness.register_key` = '{dossier.register_key}' and tags.`likeness.adapter` = '{dossier.adapter.digest}'"
 
     def converge(self) -> Release:
@@ -252,6 +299,7 @@ class _Projection:
         with self.registry.scratch(self.dossier.register_key) as folder:
             write_files(folder, self.dossier, weights=False)
             self.check()
+            self.written.append(str(run.info.artifact_uri))
             self.client.log_artifacts(run_id, str(folder))
             self.registry.step("run artifacts")
 
@@ -275,6 +323,7 @@ class _Projection:
         with self.registry.scratch(self.dossier.register_key) as folder:
             write_files(folder, self.dossier, weights=True)
             self.check()
+            self.written.append(model.artifact_location)
             self.client.log_model_artifacts(model.model_id, str(folder))
             self.registry.step("model artifacts")
         outputs = self.client.get_run(run.info.run_id).outputs

@@ -10,6 +10,7 @@ from prefect import task
 
 from likeness.dossier import Dossier
 from likeness.lineage import walk
+from likeness.once import Claim
 from likeness.recipe import Recipe
 from likeness.records import Adapter, Intake, Release, SampleSet, TrainingSet
 from likeness.stages import Call, StageRef
@@ -26,7 +27,15 @@ def register_release(subject: str, refs: dict[str, StageRef], recipe: Recipe, re
     tools = runtime()
     call = Call(stage="register", subject=subject, inputs=(refs["ingest"], refs["assemble"], refs["train"], refs["sample"], refs["judge"]),
                 params={"recipe": recipe.plain(), "base": tools.base_ref.digest})
-    return tools.once(call, lambda claim: tools.registry.register(_dossier(tools, subject, refs, recipe, report_html, seconds), check=claim.check), Release)
+
+    def make(claim: Claim) -> Release:
+        def check() -> None:
+            tools.standing(subject)                            # a forgotten subject's claim is gone too, but says less clearly why
+            claim.check()
+
+        return tools.registry.register(_dossier(tools, subject, refs, recipe, report_html, seconds), check=check)
+
+    return tools.once(call, make, Release)
 
 
 def _dossier(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe, report_html: str, seconds: dict[str, float]) -> Dossier:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from likeness.errors import InputError
 from likeness.lineage import walk
 from likeness.recipe import Recipe
 from likeness.records import Adapter, CaptionSet, Intake, Portrait, PortraitSet, Release, SampleSet, Verdict
@@ -42,6 +43,11 @@ def write_report(subject: str, refs: dict[str, StageRef], recipe: Recipe, second
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(html, encoding="utf-8")
     part.replace(path)
+    try:
+        tools.standing(subject)                    # forgotten while it was written: it must not stay
+    except InputError:
+        path.unlink(missing_ok=True)
+        raise
     return Report(html, path)
 
 

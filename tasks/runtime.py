@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likeness import digest
-from likeness.errors import ConsentMissing, InputError, IntegrityError, SubjectForgotten
+from likeness.erasure import Fenced, check_not_forgotten
+from likeness.errors import ConsentMissing, InputError, IntegrityError
 from likeness.lineage import note_base, note_code
 from likeness.once import Claim, once
 from likeness.records import BaseRef, BaseScores, Enrolment, Record
@@ -59,6 +60,11 @@ class Tools:
 
     @cached_property
     def store(self) -> Store:
+        return Fenced(self.bare_store)
+
+    @cached_property
+    def bare_store(self) -> Store:
+        """The store without the fence: for those who erase, and for the doctor."""
         settings = self.settings.store
         if isinstance(settings, LocalStoreSettings):
             return LocalStore(settings.root or self.settings.home / "store")
@@ -169,15 +175,19 @@ class Tools:
         Raises:
             SubjectForgotten, ConsentMissing.
         """
-        if self.store.get(f"tombstones/{subject}.json") is not None:
-            raise SubjectForgotten(f"subject {subject!r} was forgotten: nothing about them may be made again; use another id for another person")
+        check_not_forgotten(self.store, subject)
         data = self.store.get(f"subjects/{subject}/enrolment.json")
         if data is None:
             raise ConsentMissing(f"subject {subject!r} is not enrolled: run `likeness run PHOTOS --subject {subject} --class NOUN`")
         return Enrolment.read(data)
 
     def enrol(self, enrolment: Enrolment) -> None:
-        """Write or replace an enrolment."""
+        """Write or replace an enrolment.
+
+        Raises:
+            SubjectForgotten: if the subject has a tombstone.
+        """
+        check_not_forgotten(self.store, enrolment.subject.id)
         path, new = f"subjects/{enrolment.subject.id}/enrolment.json", enrolment.model_dump_json().encode()
         for _ in range(10):
             found = self.store.get(path)
