@@ -65,7 +65,7 @@ def test_a_lora_file_draws_the_same_in_a_plain_pipeline(base: bases.Base, foreig
     with adapted(base, tensors, LORA):
         wanted = latents(base.pipe, "zqaa woman")
     plain = latents(foreign, "zqaa woman")
-    assert (plain - wanted).abs().max() > 0.1
+    assert (plain - wanted).abs().max() > 0.02      # a hundred times what may differ below
     (tmp_path / "ada.safetensors").write_bytes(lora_file(tensors, LORA, form))
     foreign.load_lora_weights(str(tmp_path), weight_name="ada.safetensors")
     assert torch.allclose(latents(foreign, "zqaa woman"), wanted, atol=2e-4)
@@ -113,7 +113,7 @@ def test_a_dreambooth_adapter_becomes_a_whole_pipeline(base: bases.Base, tmp_pat
     pipe = StableDiffusionPipeline.from_pretrained(str(tmp_path / "ada"), local_files_only=True, use_safetensors=True, safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     assert torch.allclose(latents(pipe, "zqaa woman"), wanted, atol=1e-5)
-    assert (plain - wanted).abs().max() > 0.1
+    assert (plain - wanted).abs().max() > 0.02      # a hundred times what may differ below
 
 
 @pytest.mark.parametrize(("recipe", "form", "words"), [
