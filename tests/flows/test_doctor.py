@@ -69,7 +69,7 @@ def test_old_versions_are_told(s3: S3Server) -> None:
     s3.client.put_bucket_versioning(Bucket=asked.settings.store.bucket, VersioningConfiguration={"Status": "Enabled"})       # type: ignore[union-attr]
     assert "the bucket keeps old versions" in doctor._store(asked)
     s3.next("GET", refuse(403, "AccessDenied"))
-    assert "s3:GetBucketVersioning" in doctor._old_versions(asked.store)
+    assert "s3:GetBucketVersioning" in doctor._old_versions(asked.bare_store)
 
 
 def test_a_store_that_refuses_is_told_with_the_cure(s3: S3Server) -> None:
