@@ -116,5 +116,5 @@ def _column(db: Connection, sql: str, **values: Any) -> list[str]:
 def _execute(db: Connection, sql: str, **values: Any) -> Any:
     from sqlalchemy import bindparam, text
 
-    lists = [bindparam(name, expanding=True) for name, value in values.items() if isinstance(value, list)]
+    lists: list[Any] = [bindparam(name, expanding=True) for name, value in values.items() if isinstance(value, list)]
     return db.execute(text(sql).bindparams(*lists), values)
