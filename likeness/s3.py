@@ -1,8 +1,8 @@
 """S3Store: the Store in a bucket, on conditional writes. Any server that honours If-None-Match and If-Match on writes will do.
 
 botocore's own retries are off. It would send a write again after a lost answer and hand us the refusal, 412, of the repetition: nobody
-could tell then that the object is our own. Here every write carries a random mark as metadata. If a repetition is refused although
-an earlier attempt may have been carried out, the mark of the object that is there says whose it is. What that cannot tell: our object was
+could tell then that the object is our own. Here every write carries a random mark as metadata. If a repetition is refused, whatever the first
+attempt met, the mark of the object that is there says whose it is. What that cannot tell: our object was
 there and was changed or deleted by another before we looked. Then the verb returns False, which is true of the moment of looking; claims hold a
 token of their own, so that `once` notices. And a write that timed out may still be on its way: it can create again what was deleted since.
 `delete_prefix` looks until nothing appears, and a tombstone outlives a person's prefix.
@@ -28,6 +28,7 @@ import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from likeness.errors import IntegrityError, LikenessError, RecipeError, ResourceError, ServerUnreachable, TransientError
 from likeness.settings import S3StoreSettings
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 MIB = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+_FAULTS = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError)     # HTTPError: broken TLS within a body passes through botocore as it is
 _MARK = "write"                      # x-amz-meta-write: which call wrote this object
 _CONFLICTS = 5                       # uploads in parts that meet another writer must begin anew: so often
 
@@ -150,19 +152,20 @@ class S3Store:
         """Whether the object is now `data`, written by this very call: False if the condition did not hold."""
         mark = secrets.token_hex(16)
         send = self._send_in_parts if len(data) >= self._part_bytes else self._send_whole
-        doubtful = False
+        repeated = False
         for _ in range(_CONFLICTS):
             try:
                 send(key, data, condition, mark, doing, until)
             except _Answer as answer:
-                doubtful |= answer.doubtful
-                if doubtful:
+                repeated |= answer.repeated
+                if repeated:
                     there = self._head(key, doing, self._until())
                     if there is not None and there.get(_MARK) == mark:
                         return True          # an earlier attempt was carried out, its answer was lost
                 if answer.code in ("PreconditionFailed", "NoSuchKey"):
                     return False
                 _pause(FIRST_PAUSE_S)        # a conflict, or an upload that the server dropped: begin anew
+                repeated = True
             else:
                 return True
         raise TransientError(f"{_CONFLICTS} uploads in a row were dropped by the store while {doing}: others write the same key; try again in a moment")
@@ -190,7 +193,7 @@ class S3Store:
         except BaseException:
             try:
                 self._client.abort_multipart_upload(**self._at(key), **upload)
-            except (boto.BotoCoreError, boto.ClientError, ResponseParserError) as e:
+            except _FAULTS as e:
                 if _code(e) != "NoSuchUpload":
                     log.warning("parts of %s may be left in the bucket (%s): a lifecycle rule that aborts old uploads removes them", key, _code(e))
             raise
@@ -205,40 +208,39 @@ class S3Store:
             answers: codes that are answers, not faults: `otherwise` is returned, or _Answer raised where nothing is given.
             otherwise: see answers.
         """
-        pause_s, doubtful = FIRST_PAUSE_S, False
+        pause_s, repeated = FIRST_PAUSE_S, False
         while True:
             try:
                 return request()
-            except (boto.BotoCoreError, boto.ClientError, ResponseParserError) as e:
+            except _FAULTS as e:
                 code = _code(e)
                 if code in answers:
                     if otherwise is ...:
-                        raise _Answer(code, doubtful) from e
+                        raise _Answer(code, repeated) from e
                     return otherwise
                 fault = _fault(e, code, doing, self.settings)
                 if not fault.again or time.monotonic() + pause_s > until:
                     raise fault.error from e
-                doubtful |= fault.doubtful
                 log.info("%s met %s and is tried again", doing, code)
             _pause(pause_s)
+            repeated = True                  # no fault says for sure that nothing was done: SlowDown may follow a write that too few drives took
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 @dataclass
 class _Answer(Exception):
-    """The server's answer was `code`; an earlier attempt may have been carried out if `doubtful`."""
+    """The server's answer was `code`; an earlier attempt may have been carried out if `repeated`."""
 
     code: str
-    doubtful: bool
+    repeated: bool
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """What to raise, whether asking again may help, and whether the server may have done what it was asked."""
+    """What to raise, and whether asking again may help."""
 
     error: LikenessError
     again: bool = False
-    doubtful: bool = False
 
 
 def _pause(longest_s: float) -> None:
@@ -283,10 +285,9 @@ def _fault(error: Exception, code: str, doing: str, settings: S3StoreSettings) -
     match error:
         case boto.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return _Fault(RecipeError(f"the certificate of the store ({bucket}) is not one that is trusted here: point AWS_CA_BUNDLE at its authority"))
-        case boto.EndpointConnectionError() | boto.ConnectTimeoutError() | boto.ProxyConnectionError() | boto.SSLError():
-            return _Fault(weather, again=True)                       # the request never got there
-        case boto.ReadTimeoutError() | boto.ConnectionClosedError() | boto.ResponseStreamingError() | boto.IncompleteReadError() | ResponseParserError():
-            return _Fault(weather, again=True, doubtful=True)
+        case boto.EndpointConnectionError() | boto.ConnectTimeoutError() | boto.ProxyConnectionError() | boto.SSLError() | boto.ReadTimeoutError() \
+                | boto.ConnectionClosedError() | boto.ResponseStreamingError() | boto.IncompleteReadError() | ResponseParserError() | HTTPError():
+            return _Fault(weather, again=True)
         case boto.FlexibleChecksumError() | boto.ChecksumError():
             return _Fault(IntegrityError(f"what the store gave does not have the checksum that it states, while {doing}: restore that object from a backup, "
                                          "or delete it and run the same command again"), again=True)
@@ -313,7 +314,7 @@ def _fault_of_server(code: str, status: int, doing: str, bucket: str) -> _Fault:
         return _Fault(RecipeError(f"the server of {bucket} cannot do what is needed while {doing} ({code}): it must honour If-None-Match and If-Match on writes, "
                                   "docs/store.md; `likeness doctor` checks it"))
     if status >= 500:
-        return _Fault(ServerUnreachable(f"the store ({bucket}) is in trouble while {doing} ({code}): the same command may work in a moment"), again=True, doubtful=True)
+        return _Fault(ServerUnreachable(f"the store ({bucket}) is in trouble while {doing} ({code}): the same command may work in a moment"), again=True)
     if code == "NoSuchBucket":
         return _Fault(RecipeError(f"{bucket} does not exist, found while {doing}: create it, or correct store.bucket, store.region or store.endpoint_url"))
     if code in _CREDENTIALS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import socket
 import threading
 import uuid
@@ -31,23 +32,25 @@ from werkzeug.wrappers import Request, Response
 from likeness.settings import S3StoreSettings
 
 Answer = Callable[[Request, Callable[[], Response]], Response | None]
+_NO_TLS = b"\x17\x03\x03\x00\x20" + bytes(32)           # framed as a record of application data, encrypted with nothing
 
 
 class S3Server:
     """On a free port of this machine, until `stop`. `weather[METHOD]` holds what the next requests of that method meet instead of moto."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: tuple[str, str] | None = None) -> None:
+        """Listen; under TLS with `tls`, the files of a certificate for "localhost" and of its key."""
         self.weather: dict[str, deque[Answer]] = {}
         self.seen: list[tuple[str, str, dict[str, str]]] = []           # method, path with query, headers
         self.deaf_to: set[str] = set()                                  # headers that this server does not understand
         self.orderly = True                                             # one request at a time; False: as moto is
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet, ssl_context=tls)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self.client = boto3.session.Session().client("s3", endpoint_url=self.url, config=Config(retries={"total_max_attempts": 1}))
+        self.url = f"{'https://localhost' if tls else 'http://127.0.0.1'}:{self._server.server_port}"
+        self.client = boto3.session.Session().client("s3", endpoint_url=self.url, verify=tls[0] if tls else None, config=Config(retries={"total_max_attempts": 1}))
 
     def bucket(self, **options: Any) -> S3StoreSettings:
         """A new bucket, and settings for it."""
@@ -135,10 +138,29 @@ def lose_the_answer(request: Request, pass_on: Callable[[], Response]) -> None:
     pass_on()
 
 
-def fail_afterwards(request: Request, pass_on: Callable[[], Response]) -> Response:
+def refuse_afterwards(status: int, code: str) -> Answer:
     """The request is carried out, and called a failure."""
+    def answer(request: Request, pass_on: Callable[[], Response]) -> Response:
+        pass_on()
+        return error(status, code)
+    return answer
+
+
+def break_tls(request: Request, pass_on: Callable[[], Response]) -> None:
+    """The request is carried out, and the answer is no TLS."""
     pass_on()
-    return error(500, "InternalError")
+    os.write(request.environ["werkzeug.socket"].fileno(), _NO_TLS)
+
+
+def break_tls_within(request: Request, pass_on: Callable[[], Response]) -> Response:
+    """The answer is TLS up to the middle of its body."""
+    given = pass_on()
+    body, line = given.get_data(), request.environ["werkzeug.socket"]
+
+    def chunks() -> Iterator[bytes]:
+        yield body[:len(body) // 2]
+        os.write(line.fileno(), _NO_TLS)
+    return _AsItIs(chunks(), given.status, given.headers.copy())
 
 
 def change_the_body(change: Callable[[bytes], bytes]) -> Answer:

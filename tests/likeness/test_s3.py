@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from werkzeug.serving import make_ssl_devcert
 from werkzeug.wrappers import Request, Response
 
 from likeness.errors import IntegrityError, LikenessError, RecipeError, ResourceError, ServerUnreachable, TransientError
@@ -20,7 +22,7 @@ from likeness.once import ClaimPolicy, once
 from likeness.records import Consent
 from likeness.s3 import MIB, S3Store
 from likeness.stages import Call
-from tests.s3_server import Answer, S3Server, change_the_body, cut, fail_afterwards, lose_the_answer, refuse
+from tests.s3_server import Answer, S3Server, break_tls, break_tls_within, change_the_body, cut, lose_the_answer, refuse, refuse_afterwards
 
 LARGE = os.urandom(5 * MIB + 1)                # one byte more than one part
 IN_PARTS = {"multipart_mib": 5}
@@ -34,6 +36,23 @@ def store(s3: S3Server) -> S3Store:
 @pytest.fixture
 def parts(s3: S3Server) -> S3Store:
     return S3Store(s3.bucket(**IN_PARTS))
+
+
+@pytest.fixture(scope="module")
+def running_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str]]:
+    certificate, key = make_ssl_devcert(str(tmp_path_factory.mktemp("tls") / "localhost"), cn="localhost")
+    server = S3Server(tls=(certificate, key))
+    yield server, certificate
+    server.stop()
+
+
+@pytest.fixture
+def tls(running_tls: tuple[S3Server, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server under TLS whose certificate is trusted."""
+    server, certificate = running_tls
+    monkeypatch.setenv("AWS_CA_BUNDLE", certificate)
+    yield server
+    server.calm()
 
 
 def impatient(s3: S3Server, **options: Any) -> S3Store:
@@ -132,14 +151,41 @@ def test_a_server_that_is_not_there_is_told(s3: S3Server) -> None:
 
 # -- answers that are lost
 
-def test_a_lost_answer_does_not_turn_an_own_write_into_anothers(s3: S3Server, store: S3Store) -> None:
-    for weather in (lose_the_answer, fail_afterwards):
-        key = f"k/{weather.__name__}"
-        s3.next("PUT", weather)
-        assert store.put_if_absent(key, b"mine")
-        s3.next("PUT", weather)
-        assert store.compare_and_swap(key, expected=b"mine", new=b"mine too")
-        assert store.get(key) == b"mine too"
+@pytest.mark.parametrize("weather", [lose_the_answer, *(refuse_afterwards(status, code) for status, code in [
+    (500, "InternalError"), (503, "SlowDownWrite"), (400, "RequestTimeout"), (409, "OperationAborted")])],
+    ids=["lost", "internal error", "too few drives took it", "too late", "conflict"])
+def test_a_failure_that_was_none_does_not_turn_an_own_write_into_anothers(s3: S3Server, store: S3Store, weather: Answer) -> None:
+    s3.next("PUT", weather)
+    assert store.put_if_absent("k", b"mine")
+    s3.next("PUT", weather)
+    assert store.compare_and_swap("k", expected=b"mine", new=b"mine too")
+    assert store.get("k") == b"mine too"
+
+
+def test_broken_tls_is_weather_before_and_within_an_answer(tls: S3Server) -> None:
+    store = S3Store(tls.bucket())
+    tls.next("PUT", break_tls)
+    assert store.put_if_absent("k", b"mine" * 1000)            # carried out, and refused when repeated
+    tls.next("GET", break_tls, break_tls_within)
+    assert store.get("k") == b"mine" * 1000
+    assert not tls.weather["GET"]
+
+
+def test_broken_tls_that_stays_is_told(tls: S3Server) -> None:
+    store = S3Store(tls.bucket(patience_s=0.3))
+    store.put_if_absent("k", b"mine" * 1000)
+    for weather in (break_tls, break_tls_within):
+        tls.calm()
+        tls.next("GET", *[weather] * 100)
+        with pytest.raises(ServerUnreachable, match=r"while reading k \(SSLError\)"):
+            store.get("k")
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told_with_the_cure(tls: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tls.bucket()
+    monkeypatch.delenv("AWS_CA_BUNDLE")
+    with pytest.raises(RecipeError, match="AWS_CA_BUNDLE"):
+        S3Store(settings).get("k")
 
 
 def test_a_write_that_times_out_after_it_was_stored_is_our_own(s3: S3Server) -> None:
@@ -318,8 +364,9 @@ def test_no_parts_are_left_behind_by_an_upload_that_fails(s3: S3Server, parts: S
 
 @pytest.mark.parametrize("weather", [
     [refuse(409, "ConditionalRequestConflict")], [refuse(404, "NoSuchUpload")], [lose_the_answer], [refuse(503, "SlowDown")],
-    [lose_the_answer, refuse(404, "NoSuchUpload")], [fail_afterwards, refuse(412, "PreconditionFailed")],
-], ids=["conflict", "dropped", "lost answer", "throttled", "lost answer, upload gone", "lost answer, object there"])
+    [lose_the_answer, refuse(404, "NoSuchUpload")], [refuse_afterwards(500, "InternalError"), refuse(412, "PreconditionFailed")],
+    [refuse_afterwards(409, "ConditionalRequestConflict")],
+], ids=["conflict", "dropped", "lost answer", "throttled", "lost answer, upload gone", "lost answer, object there", "conflict that was none"])
 def test_an_upload_in_parts_gets_through_bad_weather_at_its_end(s3: S3Server, parts: S3Store, weather: list[Answer]) -> None:
     s3.next("POST", lambda request, pass_on: pass_on(), *weather)
     assert parts.put_if_absent("k", LARGE)
