@@ -76,22 +76,23 @@ class Chain:
         }
 
 
-def walk(store: Store, subject: str, release: Release | int | None = None) -> Chain:
-    """The chain of a Release, each link verified.
+def walk(store: Store, subject: str, start: Release | StageRef | int | None = None) -> Chain:
+    """The chain of a Release, or of a stage, each link verified.
 
     Args:
         store: where the records and blobs lie.
         subject: id of the Subject.
-        release: the Release, its version, or None for the newest one; where there is no Release at all, the furthest stage is walked from.
+        start: the Release, its version, or None for the newest one; where there is no Release at all, the furthest stage is walked from.
+            A reference to a stage walks that stage, whatever other chains the subject has.
 
     Raises:
-        InputError: if nothing is published for the subject, or there is no such Release.
+        InputError: if nothing is published for the subject, or there is no such Release or stage.
         SubjectForgotten: if the subject has a tombstone.
     """
     check_subject(subject)
     check_not_forgotten(store, subject)
     shelf = _Shelf(store, subject)
-    roots = _roots(shelf, release)
+    roots = _roots(shelf, start)
     links: dict[tuple[str, str], Link] = {}
     waiting: list[tuple[StageRef, Published | None]] = [(root.ref, root) for root in roots]
     while waiting:
@@ -215,11 +216,16 @@ class _Shelf:
         return seen
 
 
-def _roots(shelf: _Shelf, release: Release | int | None) -> list[Published]:
+def _roots(shelf: _Shelf, start: Release | StageRef | int | None) -> list[Published]:
+    if isinstance(start, StageRef):
+        published = shelf.read(start)
+        if published is None:
+            raise InputError(f"{start.stage} {start.key[:12]}... of {shelf.subject} is not published: run the same command again to make it")
+        return [published]
     registered = [(r, p) for p in shelf.all("register") if (r := _as_release(p)) is not None]
-    if release is not None:
-        version = release if isinstance(release, int) else release.version
-        found = [p for r, p in registered if r.version == version and (isinstance(release, int) or r == release)]
+    if start is not None:
+        version = start if isinstance(start, int) else start.version
+        found = [p for r, p in registered if r.version == version and (isinstance(start, int) or r == start)]
         if not found:
             known = ", ".join(str(r.version) for r, _ in sorted(registered, key=lambda item: item[0].version)) or "none"
             raise InputError(f"{shelf.subject} has no release {version}, known versions: {known}")

@@ -43,7 +43,7 @@ def _dossier(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Reci
     samples = tools.open(refs["sample"], subject, SampleSet)
     return Dossier(subject=tools.standing(subject).subject, photos=tools.open(refs["ingest"], subject, Intake).photos,
                    training_set=tools.open(refs["assemble"], subject, TrainingSet), recipe=recipe, base=tools.base_ref, adapter=adapter, samples=samples,
-                   verdict=tools.open(refs["judge"], subject, Judgement).verdict, stages=tuple(refs.values()), lineage=walk(tools.store, subject).as_json(),
+                   verdict=tools.open(refs["judge"], subject, Judgement).verdict, stages=tuple(refs.values()), lineage=walk(tools.store, subject, refs["judge"]).as_json(),
                    weights=weights_of(tools.store, adapter), report_html=report_html, samples_png=sample_grid(tools, samples), seconds=seconds)
 
 

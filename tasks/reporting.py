@@ -16,7 +16,7 @@ from likeness.lineage import walk
 from likeness.recipe import Recipe
 from likeness.records import Adapter, CaptionSet, Intake, Portrait, PortraitSet, Release, SampleSet, Verdict
 from likeness.report import PhotoView, PortraitView, ReportView, SampleView, render_report
-from likeness.stages import StageRef
+from likeness.stages import STAGES, StageRef
 from likeness.version import code_version
 from tasks import pictures
 from tasks.judging import Judgement
@@ -75,7 +75,11 @@ def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe,
         adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), measured=judgement_.measured if judgement_ else None,
         policy=tools.settings.gate, verdict=judgement_.verdict if judgement_ else verdict, release=release,
         base_scores=tools.base_scores(tools.standing(subject).subject.noun),
-        lineage=walk(store, subject, release).as_json(), seconds=seconds, code=code_version())
+        lineage=walk(store, subject, release or _furthest(refs)).as_json(), seconds=seconds, code=code_version())
+
+
+def _furthest(refs: dict[str, StageRef]) -> StageRef:
+    return [refs[stage] for stage in STAGES if stage in refs][-1]
 
 
 def _held_out(tools: Tools, subject: str, refs: dict[str, StageRef]) -> set[str]:

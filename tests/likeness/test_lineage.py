@@ -145,6 +145,19 @@ def test_a_chosen_release_is_walked_and_the_newest_is_the_default(world: World) 
         walk(world.store, "ada", 3)
 
 
+def test_a_stage_is_walked_from_whatever_else_there_is(world: World) -> None:
+    """A second recipe's judgement, before it is registered: its chain is its own, and not that of the Release before it."""
+    first = world.published["judge"]
+    call = Call(stage="judge", subject="ada", inputs=first.inputs, params=first.params | {"again": True})
+    second = publish(world.store, call, first.output)
+    chain = walk(world.store, "ada", second.ref)
+    assert (chain.release, chain.links[0].key, chain.ok) == (None, second.key, True)
+    assert [link.stage for link in chain.links] == STAGES[1:]
+    assert {link.key for link in walk(world.store, "ada").links if link.stage == "judge"} == {first.key}
+    with pytest.raises(InputError, match=r"judge 0{12}\.\.\. of ada is not published"):
+        walk(world.store, "ada", second.ref.model_copy(update={"key": "0" * 64}))
+
+
 def test_without_a_release_the_furthest_stage_is_walked_from(tmp_path: Path) -> None:
     world = build(LocalStore(tmp_path))
     chain = walk(world.store, "ada")
