@@ -17,9 +17,9 @@ from pathlib import Path
 
 from likeness import digest
 from likeness.erasure import Area, Forgotten, Receipt, bury, receipt_of, remember, replace, tombstone_key
-from likeness.errors import TransientError
+from likeness.errors import IntegrityError, TransientError
 from likeness.lineage import check_subject
-from likeness.scan import Needles, files_below, purge_free_pages, scan_files, scan_store
+from likeness.scan import Needles, files_below, purge_free_pages, scan_database, scan_files, scan_store
 from likeness.store import LocalStore, Store, delete_prefix
 from tasks.runtime import Tools
 
@@ -36,6 +36,7 @@ def forget(tools: Tools, subject: str, *, canaries: Sequence[str] = (), on_step:
     Raises:
         InputError: if this is no subject id.
         TransientError: if a database is held by another process, or another process forgets the same subject.
+        IntegrityError: if Prefect's database is damaged.
     """
     check_subject(subject)
     store = tools.bare_store                                   # the fence would stand in the way
@@ -90,6 +91,8 @@ def _scan(tools: Tools, store: Store, needles: Needles) -> dict[str, Area]:
     areas["elsewhere in the home"] = [path for path in files_below(home) if path not in seen
                                       and (inside is None or not path.is_relative_to(inside) or path.is_relative_to(inside / ".tmp"))]
     found = {"store": scan_store(store, needles, besides=[tombstone_key(needles.subject)])}
+    if "mlflow database" not in areas and not tools.registry.remote:
+        found["mlflow database"] = scan_database(address, needles)
     return found | {name: scan_files(paths, needles, root=home) for name, paths in areas.items()}
 
 
@@ -108,8 +111,13 @@ def _left(tools: Tools, source_outside: bool) -> tuple[str, ...]:
     left = ["backups, snapshots and older versions of whatever holds these stores"]
     if source_outside:
         left.append("the folder or archive that the photos were read from")
-    if tools.registry.remote:
+    registry = tools.registry
+    if registry.remote:
         left.append("rows of the MLflow server's database that are marked as deleted, and its inputs (docs/erasure.md)")
+    elif not registry.tracking_uri.startswith("sqlite:"):
+        left.append("what the database server of MLflow keeps of deleted rows until it vacuums, and its log")
+    if not isinstance(registry.artifact_root, Path):
+        left.append("MLflow's artifacts: those of the subject's runs and models were deleted, the place they lay in was not searched")
     if os.environ.get("PREFECT_API_URL"):
         left.append("flow runs in the Prefect server's database (docs/erasure.md)")
     return tuple(left)
@@ -142,6 +150,9 @@ def _erase_from_prefect(database: Path, subject: str) -> None:
         purge_free_pages(database)
     except sqlite3.OperationalError as e:
         raise TransientError(f"Prefect's database cannot be changed now ({e}): stop its server, then run the same command again") from e
+    except sqlite3.DatabaseError as e:
+        raise IntegrityError(f"Prefect's database {database.name} is damaged ({e}): restore it from a backup or, if its history is not needed, "
+                             "delete it, then run the same command again") from e
 
 
 def _named(db: sqlite3.Connection, table: str, runs: Sequence[str]) -> list[str]:

@@ -352,7 +352,7 @@ class _Projection:
             self.client.create_registered_model(name, tags={"likeness.subject": self.dossier.subject.id})
             self.registry.step("registered model")
         self.check()
-        self.client.create_model_version(name, source=f"models:/{model.model_id}", run_id=run.info.run_id, tags=tags,
+        self.client.create_model_version(name, source=f"models:/{model.model_id}", run_id=run.info.run_id, model_id=model.model_id, tags=tags,
                                          description=f"{self.dossier.recipe.method} on {self.dossier.base.name}, {len(self.dossier.photos)} photos")
         self.registry.step("version")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likeness.erasure import Area
+from likeness.errors import ServerUnreachable
 from likeness.store import Store
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,38 @@ def scan_files(paths: Iterable[Path], needles: Needles, *, root: Path) -> Area:
         if needles.in_name(named) or needles.in_bytes(data) or (data.startswith(b"SQLite format 3\0") and _in_cells(path, needles)):
             hits += 1
             log.warning("a file still names the subject: %s", named)
+    return Area(objects=objects, hits=hits)
+
+
+def scan_database(address: str, needles: Needles) -> Area:
+    """Search every cell of every table of a database that is no file of ours (PostgreSQL, MySQL). What the server keeps of deleted rows until it
+    vacuums, and its log, are out of reach.
+
+    Args:
+        address: an SQLAlchemy address.
+        needles: what must not be found.
+
+    Raises:
+        ServerUnreachable: if the database does not answer.
+    """
+    import sqlalchemy
+
+    hits = objects = 0
+    engine = sqlalchemy.create_engine(address)
+    try:
+        known = sqlalchemy.MetaData()
+        known.reflect(engine)
+        with engine.connect() as db:
+            for table in known.sorted_tables:
+                objects += 1
+                rows = db.execution_options(stream_results=True).execute(sqlalchemy.select(table))
+                if any(needles.in_text(cell) for row in rows for cell in row if isinstance(cell, str)):
+                    hits += 1
+                    log.warning("table %s of MLflow's database still names the subject", table.name)
+    except sqlalchemy.exc.SQLAlchemyError as e:
+        raise ServerUnreachable(f"MLflow's database could not be searched ({type(e).__name__}): run the same command again") from e
+    finally:
+        engine.dispose()
     return Area(objects=objects, hits=hits)
 
 

@@ -7,6 +7,7 @@ subject in one transaction; through a server only what its API offers is done, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,15 +67,13 @@ def erase_through_server(client: MlflowClient, subject: str, *, delete_artifacts
     """
     from mlflow.entities import ViewType
 
-    experiments = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL)]
-    name = model_name(subject)
-    for experiment in experiments:
-        mine = f"tags.`{_TAG}` = '{subject}'"
-        for model in client.search_logged_models([experiment], mine):
+    mine, name = f"tags.`{_TAG}` = '{subject}'", model_name(subject)
+    for experiment in [e.experiment_id for e in _pages(partial(client.search_experiments, view_type=ViewType.ALL))]:
+        for model in _pages(partial(client.search_logged_models, [experiment], mine)):
             delete_artifacts(model.artifact_location)
             client.delete_logged_model(model.model_id)
             step("model erased")
-        for run in client.search_runs([experiment], mine, run_view_type=ViewType.ALL, max_results=1000):
+        for run in _pages(partial(client.search_runs, [experiment], mine, run_view_type=ViewType.ALL)):
             delete_artifacts(run.info.artifact_uri)
             if run.info.lifecycle_stage == "active":
                 client.delete_run(run.info.run_id)
@@ -82,6 +81,18 @@ def erase_through_server(client: MlflowClient, subject: str, *, delete_artifacts
     if client.search_registered_models(f"name = '{name}'"):
         client.delete_registered_model(name)
         step("registered model erased")
+
+
+def _pages(search: Callable[..., Any]) -> list[Any]:
+    """Everything a search of MLflow's finds, page by page, before anything of it is deleted: that would move the pages."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def _ids(db: Connection, subject: str) -> dict[str, list[str]]:
@@ -114,7 +125,7 @@ def _column(db: Connection, sql: str, **values: Any) -> list[str]:
 
 
 def _execute(db: Connection, sql: str, **values: Any) -> Any:
-    from sqlalchemy import bindparam, text
+    from sqlalchemy import String, bindparam, text
 
-    lists: list[Any] = [bindparam(name, expanding=True) for name, value in values.items() if isinstance(value, list)]
+    lists: list[Any] = [bindparam(name, expanding=True, type_=String()) for name, value in values.items() if isinstance(value, list)]
     return db.execute(text(sql).bindparams(*lists), values)

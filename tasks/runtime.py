@@ -149,7 +149,9 @@ class Tools:
         registry = self.settings.registry
         home = self.settings.home
         address = registry.tracking_uri.get_secret_value() if registry.tracking_uri else f"sqlite:///{home / 'mlflow.db'}"
-        return Registry(address, registry.artifact_root or home / "mlflow-artifacts")
+        # a server decides where artifacts lie; a folder of this machine would be no place for the other workers
+        own = None if address.startswith(("http://", "https://")) else home / "mlflow-artifacts"
+        return Registry(address, registry.artifact_root or own)
 
     def once(self, call: Call, make: Callable[[Claim], R], output: type[R]) -> Outcome:
         """The published output of `call`, made now if it is not there; refuses subjects without standing."""

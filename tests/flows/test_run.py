@@ -117,6 +117,38 @@ def test_a_release_leaves_for_other_programs_in_a_format_that_fits(undisturbed: 
         assert words in " ".join(err.split())
 
 
+def test_each_release_has_its_own_lineage_and_a_forgotten_subject_is_nowhere(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    results = []
+    for config in (CONFIG, CONFIG.replace("steps = 12", "steps = 8")):
+        code, result, err = run(home, config + OPEN_GATE)
+        assert code == 0, err
+        results.append(result)
+    assert [r["release"]["version"] for r in results] == [1, 2]
+    assert results[1]["executed"] == ["train", "sample", "judge", "register"]
+    chains = [json.loads(p.read_text())["chain"] for p in (home / "mlflow-artifacts").rglob("lineage.json")]
+    adapters = {r["digests"]["adapter"] for r in results}
+    assert [len(chains), {next(link["digest"] for link in chain if link["stage"] == "train") for chain in chains}] == [4, adapters]      # beside run and model
+    words = {*(link["digest"] for chain in chains for link in chain), *(r["digests"]["weights"] for r in results), "subjects/ada/", "personalize ada"}
+    code, lineage, _ = finish(likeness(home, "lineage", "ada", "--json"))
+    words |= set(lineage["photos"])
+
+    def named() -> set[str]:
+        """Where files still say who it was, by the first part of their path."""
+        tombstone = home / "store" / "tombstones" / "ada.json"
+        return {p.relative_to(home).parts[0] for p in home.rglob("*") if p.is_file() and p != tombstone
+                and ("ada" in p.relative_to(home).parts or any(w.encode() in p.read_bytes() for w in words))}
+
+    assert {"store", "mlflow.db", "mlflow-artifacts", "reports", "prefect"} <= named()          # the test can fail
+    code, receipt, err = finish(likeness(home, "forget", "ada", "--yes", "--json"))
+    assert (code, receipt["clean"]) == (0, True), err
+    assert receipt["searched_for"] > len(lineage["photos"])
+    assert named() == set()
+    code, none, err = run(home, CONFIG + OPEN_GATE)
+    assert (code, none) == (2, None)
+    assert "forgotten" in err
+
+
 def test_an_adapter_is_not_drawn_on_another_base(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
     home, _ = undisturbed
     other = tmp_path / "base"

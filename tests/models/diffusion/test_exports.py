@@ -46,7 +46,7 @@ def changed(base: bases.Base, recipe: Recipe) -> dict[str, torch.Tensor]:
     tensors = step.export()
     step.close()
     g = torch.Generator().manual_seed(0)
-    return as_file({k: v + (0.003 if k.startswith("delta.") else 0.05) * torch.randn(v.shape, generator=g) for k, v in tensors.items()})
+    return as_file({k: v + (0.003 if k.startswith("delta.") else 0.1) * torch.randn(v.shape, generator=g) for k, v in tensors.items()})
 
 
 def latents(pipe: Any, prompt: str) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_a_lora_file_draws_the_same_in_a_plain_pipeline(base: bases.Base, foreig
     with adapted(base, tensors, LORA):
         wanted = latents(base.pipe, "zqaa woman")
     plain = latents(foreign, "zqaa woman")
-    assert (plain - wanted).abs().max() > 0.02      # a hundred times what may differ below
+    assert (plain - wanted).abs().max() > 0.1
     (tmp_path / "ada.safetensors").write_bytes(lora_file(tensors, LORA, form))
     foreign.load_lora_weights(str(tmp_path), weight_name="ada.safetensors")
     assert torch.allclose(latents(foreign, "zqaa woman"), wanted, atol=2e-4)
@@ -113,7 +113,7 @@ def test_a_dreambooth_adapter_becomes_a_whole_pipeline(base: bases.Base, tmp_pat
     pipe = StableDiffusionPipeline.from_pretrained(str(tmp_path / "ada"), local_files_only=True, use_safetensors=True, safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     assert torch.allclose(latents(pipe, "zqaa woman"), wanted, atol=1e-5)
-    assert (plain - wanted).abs().max() > 0.02      # a hundred times what may differ below
+    assert (plain - wanted).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("recipe", "form", "words"), [

@@ -1,0 +1,116 @@
+"""Servers of the tests' own, on loopback and a free port: PostgreSQL (Debian's binaries) and MLflow."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def postgres_folder() -> Path | None:
+    """Where `initdb` and `postgres` lie; None if PostgreSQL is not installed."""
+    on_path = shutil.which("initdb")
+    if on_path:
+        return Path(on_path).resolve().parent
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
+class Postgres:
+    """A server with an empty cluster in a folder of its own. PostgreSQL refuses to run as root: then it runs as the user `postgres`."""
+
+    def __init__(self, programs: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="likeness-postgres-"))
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            account = pwd.getpwnam(self._user)
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+        self.port = free_port()
+        data = self.folder / "data"
+        subprocess.run([programs / "initdb", "-D", data, "-U", "likeness", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"], check=True,
+                       capture_output=True, user=self._user, cwd=self.folder)
+        with (self.folder / "log").open("w") as log:
+            self._process = subprocess.Popen([programs / "postgres", "-D", data, "-p", str(self.port), "-k", self.folder, "-c", "listen_addresses=127.0.0.1",
+                                              "-c", "fsync=off"], stdout=log, stderr=log, user=self._user, cwd=self.folder, start_new_session=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        import psycopg
+
+        for _ in range(240):
+            assert self._process.poll() is None, (self.folder / "log").read_text()
+            try:
+                psycopg.connect(self._dsn("postgres"), connect_timeout=2).close()
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.25)
+        raise AssertionError((self.folder / "log").read_text())
+
+    def _dsn(self, database: str) -> str:
+        return f"host=127.0.0.1 port={self.port} user=likeness dbname={database}"
+
+    def database(self, name: str, *, like: str = "template1") -> str:
+        """Make a database, as a copy of another one if it is named; its SQLAlchemy address."""
+        import psycopg
+
+        with psycopg.connect(self._dsn("postgres"), autocommit=True) as db:
+            db.execute(f'CREATE DATABASE "{name}" TEMPLATE "{like}"'.encode())
+        return f"postgresql+psycopg://likeness@127.0.0.1:{self.port}/{name}"
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGINT)           # fast shutdown: sessions are ended
+        self._process.wait(timeout=60)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class MlflowServer:
+    """`mlflow server` on a database; artifacts go through it into a folder."""
+
+    def __init__(self, database: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.artifacts = folder / "artifacts"
+        self.address = f"http://127.0.0.1:{(port := free_port())}"
+        self._log = folder / "mlflow.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+                                              "--backend-store-uri", database, "--artifacts-destination", str(self.artifacts)],
+                                             stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self) -> None:
+        for _ in range(360):
+            assert self._process.poll() is None, self._log.read_text()
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError(self._log.read_text())
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(timeout=30)
