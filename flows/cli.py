@@ -27,17 +27,19 @@ err = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; everything else goes to standard error.")]
 PhotosArgument = Annotated[str, typer.Argument(help="Photos of one person: a folder, a .zip, or store:PREFIX/ for photos in the store.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A likeness.toml to use instead of the one in this folder.", dir_okay=False)]
+Attempts = Annotated[int | None, typer.Option("--attempts", help="How many trainings this run may make, the first one counted, 1 to 10: after a refusal with the next "
+                                              "recipe of the ladder; instead of `max_attempts`.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
 EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
 
 
 @app.command()
-def demo(as_json: Json = False, config: Config = None) -> None:
+def demo(attempts: Attempts = None, as_json: Json = False, config: Config = None) -> None:
     """Personalise the shipped demo subject (12 rendered photos): photos to verdict in about two minutes on two cores."""
     photos = Path(__file__).parents[1] / "examples" / "demo"
     if not photos.is_dir():
         raise RecipeError("the demo photos lie in the repository, under examples/demo: run `make demo` in a checkout")
-    _personalize(str(photos), "demo", "man", "rendered: nobody needs to consent", as_json, config)
+    _personalize(str(photos), "demo", "man", "rendered: nobody needs to consent", as_json, config, {"max_attempts": attempts})
 
 
 @app.command()
@@ -46,9 +48,7 @@ def run(photos: PhotosArgument, subject: SubjectOption,
         consent: Annotated[str, typer.Option(help="Who allowed this: a reference into your own records.")] = "operator",
         method: Annotated[str | None, typer.Option(help="dreambooth, lora, textual_inversion or pivotal, with the numbers of its preset; instead of "
                                                         "`recipe.method`.")] = None,
-        attempts: Annotated[int | None, typer.Option(help="How many trainings this run may make, the first one counted, 1 to 10: after a refusal with the next recipe of "
-                                                          "the ladder; instead of `max_attempts`.")] = None,
-        as_json: Json = False, config: Config = None) -> None:
+        attempts: Attempts = None, as_json: Json = False, config: Config = None) -> None:
     """Photos to verdict, and to a registered model if accepted. Run it again after a crash: published stages are not made twice."""
     _personalize(photos, subject, noun, consent, as_json, config, {"recipe.method": method, "max_attempts": attempts})
 
