@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -26,17 +27,19 @@ err = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; everything else goes to standard error.")]
 PhotosArgument = Annotated[str, typer.Argument(help="Photos of one person: a folder, a .zip, or store:PREFIX/ for photos in the store.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A likeness.toml to use instead of the one in this folder.", dir_okay=False)]
+Attempts = Annotated[int | None, typer.Option("--attempts", help="How many trainings this run may make, the first one counted, 1 to 10: after a refusal with the next "
+                                              "recipe of the ladder; instead of `max_attempts`.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
 EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
 
 
 @app.command()
-def demo(as_json: Json = False, config: Config = None) -> None:
+def demo(attempts: Attempts = None, as_json: Json = False, config: Config = None) -> None:
     """Personalise the shipped demo subject (12 rendered photos): photos to verdict in about two minutes on two cores."""
     photos = Path(__file__).parents[1] / "examples" / "demo"
     if not photos.is_dir():
         raise RecipeError("the demo photos lie in the repository, under examples/demo: run `make demo` in a checkout")
-    _personalize(str(photos), "demo", "man", "rendered: nobody needs to consent", as_json, config)
+    _personalize(str(photos), "demo", "man", "rendered: nobody needs to consent", as_json, config, {"max_attempts": attempts})
 
 
 @app.command()
@@ -45,17 +48,17 @@ def run(photos: PhotosArgument, subject: SubjectOption,
         consent: Annotated[str, typer.Option(help="Who allowed this: a reference into your own records.")] = "operator",
         method: Annotated[str | None, typer.Option(help="dreambooth, lora, textual_inversion or pivotal, with the numbers of its preset; instead of "
                                                         "`recipe.method`.")] = None,
-        as_json: Json = False, config: Config = None) -> None:
+        attempts: Attempts = None, as_json: Json = False, config: Config = None) -> None:
     """Photos to verdict, and to a registered model if accepted. Run it again after a crash: published stages are not made twice."""
-    _personalize(photos, subject, noun, consent, as_json, config, method)
+    _personalize(photos, subject, noun, consent, as_json, config, {"recipe.method": method, "max_attempts": attempts})
 
 
-def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bool, config: Path | None, method: str | None = None) -> None:
+def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bool, config: Path | None, flags: dict[str, Any] | None = None) -> None:
     from pydantic import ValidationError
 
     from likeness.records import Consent, Enrolment, Subject
 
-    settings = load_settings(config, {"recipe.method": method})
+    settings = load_settings(config, flags)
     try:
         who = Subject.model_validate(dict(id=subject, noun=noun, consent=Consent(source=consent)))
     except ValidationError as e:
@@ -253,6 +256,8 @@ def _bars() -> Iterator[Any]:
         def show(stage: str, done: int, total: int, words: str) -> None:
             if stage not in bars:
                 bars[stage] = progress.add_task(stage, total=max(1, total), words=words)
+            if done < total and progress.tasks[bars[stage]].finished:      # once more, in the next attempt
+                progress.reset(bars[stage])
             progress.update(bars[stage], completed=done, total=max(1, total), words=words)
 
         yield show
@@ -264,11 +269,27 @@ def _show_result(result: dict[str, Any]) -> None:
         table.add_row(name.replace("_", " "), "not measured" if value is None else f"{value:.2f}")
     console = Console()
     console.print(table)
+    if len(result["attempts"]) > 1:
+        console.print(_side_by_side(result["attempts"]))
     for reason in result["reasons"]:
         console.print(f"  {reason['message']}")
+    if following := result["next"]:
+        console.print(f"next: {following['why']}" + (f"; to allow it, {following['how']}" if following["how"] else ""), markup=False)
     if result["release"]:
         console.print(f"registered as {result['release']['model']} version {result['release']['version']}")
     console.print(f"report: {result['report']}", soft_wrap=True)
+
+
+def _side_by_side(attempts: list[dict[str, Any]]) -> Table:
+    """One column for each attempt, the one that counts in bold."""
+    table = Table("", *(f"[bold]attempt {n}[/]" if a["counts"] else f"attempt {n}" for n, a in enumerate(attempts, 1)))
+    table.add_row("method", *(a["method"] for a in attempts))
+    table.add_row("why", *(escape(a["why"]) for a in attempts))
+    table.add_row("verdict", *(a["verdict"] for a in attempts))
+    for name in dict.fromkeys(name for a in attempts for name in a["scores"]):
+        values = [a["scores"].get(name) for a in attempts]
+        table.add_row(name.replace("_", " "), *("not measured" if value is None else f"{value:.2f}" for value in values))
+    return table
 
 
 def _print_json(document: Any) -> None:

@@ -1,7 +1,9 @@
 """personalize: one subject, from photos to a Release or an honest refusal.
 
     ingest -> crop -> caption -> assemble -> train -> sample -> judge -> register
+                                             ^---- next recipe ----'
 
+A verdict `retry` names the next recipe (`likeness.ladder`); the flow carries it out, at most `max_attempts` trainings in all.
 The flow holds no state: every task asks the Store whether its output is published. Killed anywhere and run again, it goes on where it was.
 A refusal is a result, not a failure: the flow completes and returns the Verdict.
 """
@@ -14,6 +16,8 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 
+from likeness.ladder import Attempt, Step, best, next_step
+from likeness.recipe import Recipe
 from likeness.records import Adapter, Intake, Reason, Release, Verdict
 from likeness.stages import STAGES, StageRef
 from tasks.ingesting import ingest_photos
@@ -25,12 +29,19 @@ from tasks.runtime import Outcome, Tools, runtime
 from tasks.sampling import sample_battery
 from tasks.training import train
 
+FIRST = "the recipe of the settings"
+REPEATED = ("train", "sample", "judge")        # the stages of one attempt
+
 
 @dataclass
 class Run:
-    """What has happened so far: the references, and how each was come by."""
+    """What has happened so far: the references, and how each was come by.
+
+    A stage has its own name in the first attempt; in attempt N it is called `train-N`, `sample-N`, `judge-N`. `refs` are the newest.
+    """
 
     subject: str
+    attempt: int = 1
     refs: dict[str, StageRef] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
@@ -40,12 +51,18 @@ class Run:
     def took(self, outcome: Outcome) -> StageRef:
         """Note a stage's outcome; returns its reference."""
         stage = outcome.ref.stage
+        name = f"{stage}-{self.attempt}" if self.attempt > 1 and stage in REPEATED else stage
         self.refs[stage] = outcome.ref
-        self.seconds[stage] = round(outcome.seconds, 3)
-        (self.executed if outcome.executed else self.reused).append(stage)
+        self.seconds[name] = round(outcome.seconds, 3)
+        (self.executed if outcome.executed else self.reused).append(name)
         if self.progress is not None:
-            update_progress_artifact(artifact_id=self.progress, progress=100 * len(self.refs) / len(STAGES), description=f"{stage} done")
+            update_progress_artifact(artifact_id=self.progress, progress=100 * len(self.refs) / len(STAGES), description=f"{name} done")
         return outcome.ref
+
+    def own_seconds(self, attempt: int) -> dict[str, float]:
+        """Durations of what one attempt is made of, under the stages' own names."""
+        return {stage: self.seconds[name] for stage in STAGES
+                if (name := f"{stage}-{attempt}" if attempt > 1 and stage in REPEATED else stage) in self.seconds}
 
 
 @flow(name="personalize", flow_run_name="personalize {subject}", persist_result=False, validate_parameters=False)
@@ -56,30 +73,81 @@ def personalize(subject: str) -> dict[str, Any]:
         The document of `likeness run --json` (docs/reference.md).
     """
     tools = runtime()
-    recipe = tools.settings.recipe
     run = Run(subject, progress=create_progress_artifact(progress=0.0, key="stages", description="started"))
     intake_ref = run.took(ingest_photos(subject))
     intake = tools.open(intake_ref, subject, Intake)
     _show_intake(intake)
     if intake.set.verdict != "ok":
         return _finish(tools, run, Verdict(kind="needs_photos", reasons=(Reason(code=intake.set.reason or "unusable_photos", message=intake.set.message),),
-                                           scores={}, measured=intake.digest, policy=tools.settings.intake.digest), None)
+                                           scores={}, measured=intake.digest, policy=tools.settings.intake.digest), tools.settings.recipe, None)
     noun = tools.standing(subject).subject.noun
     portraits = run.took(crop_portraits(subject, intake_ref))
     captions = run.took(caption_portraits(subject, intake_ref, portraits, noun))
     training_set = run.took(assemble_training_set(subject, portraits, captions))
-    adapter = run.took(train(subject, training_set, recipe))
-    samples = run.took(sample_battery(subject, training_set, adapter, recipe))
-    verdict = tools.open(run.took(judge_samples(subject, training_set, samples)), subject, Judgement).verdict
+    attempts: list[Attempt] = []
+    made: list[dict[str, StageRef]] = []          # the references of each attempt
+    step = Step(tools.settings.recipe, FIRST)
+    while step.recipe is not None and len(attempts) < tools.settings.max_attempts:
+        run.attempt = len(attempts) + 1
+        if attempts:
+            tools.watch("attempt", run.attempt, tools.settings.max_attempts, step.why)
+        attempts.append(Attempt(step.recipe, _attempt(tools, run, training_set, step.recipe), step.why))
+        made.append(dict(run.refs))
+        step = next_step(attempts, tools.settings.ladder)
+    chosen = best(attempts)
+    run.refs = made[chosen]
+    recipe, verdict = attempts[chosen].recipe, attempts[chosen].verdict
+    ladder = Ladder(attempts, made, chosen, step if verdict.kind == "retry" else None)
     release: Release | None = None
     if verdict.kind == "accepted":
-        html = write_report(subject, run.refs, recipe, run.seconds, None).html
-        release = tools.open(run.took(register_release(subject, dict(run.refs), recipe, html, run.seconds)), subject, Release)
-    return _finish(tools, run, verdict, release)
+        html = write_report(subject, run.refs, recipe, run.seconds, None, attempts=attempts, chosen=chosen).html
+        seconds = run.own_seconds(chosen + 1)
+        release = tools.open(run.took(register_release(subject, dict(run.refs), recipe, html, seconds)), subject, Release)
+    return _finish(tools, run, verdict, recipe, release, ladder)
 
 
-def _finish(tools: Tools, run: Run, verdict: Verdict, release: Release | None) -> dict[str, Any]:
-    report = write_report(run.subject, run.refs, tools.settings.recipe, run.seconds, release, verdict=verdict)
+def _attempt(tools: Tools, run: Run, training_set: StageRef, recipe: Recipe) -> Verdict:
+    adapter = run.took(train(run.subject, training_set, recipe))
+    samples = run.took(sample_battery(run.subject, training_set, adapter, recipe))
+    return tools.open(run.took(judge_samples(run.subject, training_set, samples)), run.subject, Judgement).verdict
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All attempts of a run with their references, which one counts, and what would come next; None if nothing would."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    made: list[dict[str, StageRef]] = field(default_factory=list)
+    chosen: int = 0
+    step: Step | None = None
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """`attempts` of the document of `likeness run --json`."""
+        return [{"recipe": a.recipe.digest, "method": a.recipe.method, "verdict": a.verdict.kind, "why": a.why, "scores": a.verdict.scores,
+                 "reasons": [r.plain() for r in a.verdict.reasons], "counts": number == self.chosen,
+                 "digests": {name: refs[stage].digest for name, stage in (("adapter", "train"), ("samples", "sample"), ("judgement", "judge"))}}
+                for number, (a, refs) in enumerate(zip(self.attempts, self.made, strict=True))]
+
+    def next_as_json(self) -> dict[str, Any] | None:
+        """`next` of that document."""
+        if self.step is None:
+            return None
+        recipe = self.step.recipe
+        return {"why": self.step.why, "how": None if recipe is None else how_to_allow(len(self.attempts) + 1),
+                "recipe": None if recipe is None else recipe.digest, "method": None if recipe is None else recipe.method,
+                "values": None if recipe is None else recipe.plain()}
+
+
+def how_to_allow(attempts: int) -> str:
+    """What to do so that one more attempt is made."""
+    return f"run the same command with `--attempts {attempts}`, or set `max_attempts = {attempts}`"
+
+
+def _finish(tools: Tools, run: Run, verdict: Verdict, recipe: Recipe, release: Release | None, ladder: Ladder | None = None) -> dict[str, Any]:
+    ladder = ladder or Ladder()
+    following = ladder.next_as_json()
+    report = write_report(run.subject, run.refs, recipe, run.seconds, release, verdict=verdict, attempts=ladder.attempts, chosen=ladder.chosen,
+                          following=following)
     digests = {name: run.refs[stage].digest for name, stage in
                (("intake", "ingest"), ("training_set", "assemble"), ("adapter", "train"), ("samples", "sample"), ("judgement", "judge")) if stage in run.refs}
     if "train" in run.refs:
@@ -87,11 +155,15 @@ def _finish(tools: Tools, run: Run, verdict: Verdict, release: Release | None) -
         digests |= {"recipe": adapter.recipe, "base": adapter.base, "weights": adapter.weights.sha256}
     create_table_artifact(key="verdict", description=f"verdict: {verdict.kind}",
                           table=[{"reason": r.code, "message": r.message, "value": r.value, "needed": r.needed} for r in verdict.reasons])
-    create_markdown_artifact(key="summary", markdown="\n".join([f"# {run.subject}: {verdict.kind}", *(f"* {r.message}" for r in verdict.reasons), "",
+    if len(ladder.attempts) > 1:
+        create_table_artifact(key="attempts", description=f"attempt {ladder.chosen + 1} counts",
+                              table=[{"attempt": n, "method": a.recipe.method, "verdict": a.verdict.kind, "why": a.why} for n, a in enumerate(ladder.attempts, 1)])
+    create_markdown_artifact(key="summary", markdown="\n".join([f"# {run.subject}: {verdict.kind}", *(f"* {r.message}" for r in verdict.reasons),
+                                                               *([f"* next: {following['why']}"] if following else []), "",
                                                                "| stage | seconds |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.seconds.items())]))
     return {"subject": run.subject, "verdict": verdict.kind, "reasons": [r.plain() for r in verdict.reasons], "scores": verdict.scores, "digests": digests,
             "release": None if release is None else {"model": release.model, "version": release.version}, "report": str(report.path),
-            "seconds": run.seconds, "executed": run.executed, "reused": run.reused}
+            "seconds": run.seconds, "executed": run.executed, "reused": run.reused, "attempts": ladder.as_json(), "next": following}
 
 
 def _show_intake(intake: Intake) -> None:

@@ -17,6 +17,7 @@ from likeness import gate
 from likeness.dossier import flatten
 from likeness.errors import RecipeError
 from likeness.gate import GatePolicy
+from likeness.ladder import Attempt
 from likeness.recipe import Recipe
 from likeness.records import (
     Adapter,
@@ -71,6 +72,8 @@ class ReportView:
         lineage: the document of `likeness lineage --json`.
         seconds: duration of each stage, in order.
         reused: stages that were found published, not executed by this run.
+        attempts: all attempts of the run, shown side by side where there are several; the rest of the page is about the `chosen` one.
+        following: `next` of `likeness run --json`: what would be tried next, and how to allow it.
     """
 
     subject: Subject
@@ -89,6 +92,9 @@ class ReportView:
     lineage: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     reused: tuple[str, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    chosen: int = 0
+    following: Mapping[str, Any] | None = None
     code: str = ""
 
 
@@ -133,7 +139,7 @@ def render_report(view: ReportView) -> str:
     return _template("report.html.j2").render(
         **_photos(view.photos, view.set_judgement), view=view, title=title, lead=lead, kind=view.verdict.kind if view.verdict else "none",
         groups=_by_prompt(view), scale=_scale(view), shares=_shares(view), curve=_curve(view.adapter.losses if view.adapter else ()),
-        timings=_timings(view), recipe=list(flatten(view.recipe.plain()).items()) if view.recipe else [])
+        timings=_timings(view), attempts=_attempts(view), recipe=list(flatten(view.recipe.plain()).items()) if view.recipe else [])
 
 
 def data_uri(picture: bytes) -> str:
@@ -232,13 +238,39 @@ def _shares(view: ReportView) -> list[dict[str, Any]]:
         if name in view.verdict.scores:
             value = view.verdict.scores[name]
             needed = getattr(view.policy, threshold) if view.policy is not None and threshold else None
-            good = None if value is None or needed is None else (value >= needed if direction == "at least" else value <= needed)
+            good = _reaches(value, needed, direction)
             rows.append({"label": label, "value": value, "needed": needed, "direction": direction, "good": good,
                          "base": getattr(view.base_scores, name, None)})
     spread, usual = view.verdict.scores.get("diversity"), view.base_scores.diversity if view.base_scores else None
     if spread is not None and usual:
         rows.append({"label": "Diversity, of what the base alone draws", "value": min(1.0, spread / usual), "needed": None, "direction": "", "good": None, "base": None})
     return rows
+
+
+def _attempts(view: ReportView) -> list[dict[str, Any]]:
+    """Rows of the table of attempts, one cell for each; none where there was one attempt, which the page shows anyway."""
+    if len(view.attempts) < 2:
+        return []
+
+    def row(label: str, texts: Sequence[str], good: Sequence[bool | None] | None = None) -> dict[str, Any]:
+        return {"label": label, "cells": [{"text": text, "good": g} for text, g in zip(texts, good or [None] * len(texts), strict=True)]}
+
+    verdicts = [a.verdict for a in view.attempts]
+    rows = [row("Verdict", [HEADLINES[v.kind][0] for v in verdicts], [v.kind == "accepted" for v in verdicts]),
+            row("Method", [a.recipe.method.replace("_", " ") for a in view.attempts]), row("Why this recipe", [a.why for a in view.attempts])]
+    for name, (label, threshold, direction) in SHARES.items():
+        values = [v.scores.get(name) for v in verdicts]
+        if any(value is not None for value in values):
+            needed = getattr(view.policy, threshold) if view.policy is not None and threshold else None
+            rows.append(row(label, [_percent(value) for value in values], [_reaches(value, needed, direction) for value in values]))
+    if any(v.scores.get("diversity") is not None for v in verdicts):
+        rows.append(row("Diversity", [_number(v.scores.get("diversity")) for v in verdicts]))
+    return rows
+
+
+def _reaches(value: float | None, needed: float | None, direction: str) -> bool | None:
+    """Whether a share is what the policy asks; None if it asks nothing or nothing was measured."""
+    return None if value is None or needed is None else (value >= needed if direction == "at least" else value <= needed)
 
 
 def _curve(losses: Sequence[tuple[int, float]]) -> dict[str, Any] | None:

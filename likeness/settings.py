@@ -27,6 +27,7 @@ from likeness.digest import Digest
 from likeness.errors import BadSettings
 from likeness.gate import GatePolicy
 from likeness.intake.policy import IntakePolicy
+from likeness.ladder import MOST
 from likeness.once import ClaimPolicy
 from likeness.recipe import METHODS, Lora, Recipe, preset
 from likeness.records import BatteryPrompt, Record
@@ -212,7 +213,8 @@ class Settings(Section):
     base: str = "maquette"
     base_folder: Path | None = None
     recipe: Recipe = Lora()
-    ladder: tuple[Recipe, ...] = ()
+    ladder: tuple[Recipe, ...] = Field((), description="recipes to try after a verdict `retry`, in this order; after them the rules of docs/ladder.md")
+    max_attempts: int = Field(1, ge=1, le=MOST, description="trainings of one run at most, the first one counted; each costs what the first one did")
     battery: Battery
     gate: GatePolicy = GatePolicy()
     intake: IntakePolicy = IntakePolicy()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from likeness.errors import InputError
+from likeness.ladder import Attempt
 from likeness.lineage import walk
 from likeness.recipe import Recipe
 from likeness.records import Adapter, CaptionSet, Intake, Portrait, PortraitSet, Release, SampleSet, Verdict
@@ -34,10 +37,14 @@ class Report:
 
 
 def write_report(subject: str, refs: dict[str, StageRef], recipe: Recipe, seconds: dict[str, float], release: Release | None, *,
-                 verdict: Verdict | None = None) -> Report:
-    """Write what is known so far below the home folder, replacing the subject's last report."""
+                 verdict: Verdict | None = None, attempts: Sequence[Attempt] = (), chosen: int = 0, following: Mapping[str, Any] | None = None) -> Report:
+    """Write what is known so far below the home folder, replacing the subject's last report.
+
+    `attempts` are all of the run, `refs` and `recipe` those of the `chosen` one; `following` is `next` of `likeness run --json`.
+    """
     tools = runtime()
-    html = render_report(_view(tools, subject, refs, recipe, seconds, release, verdict))
+    view = _view(tools, subject, refs, recipe, seconds, release, verdict)
+    html = render_report(replace(view, attempts=tuple(attempts), chosen=chosen, following=following))
     path = tools.settings.home / "reports" / f"{subject}.html"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = path.with_suffix(f".{os.getpid()}.part")

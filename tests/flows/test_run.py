@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
+from likeness.lineage import walk
+from likeness.store import LocalStore
+
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "demo"
 CONFIG = """
@@ -214,6 +217,90 @@ def test_an_honest_refusal_is_exit_3_with_reasons_and_no_release(tmp_path: Path)
     assert result["release"] is None
     assert "identity" in {r["code"] for r in result["reasons"]}
     assert all(r["message"] for r in result["reasons"])
+
+
+REFUSED = CONFIG + "\n[gate]\nmin_identity_share = 1.0\n"
+SECOND = ["train-2", "sample-2", "judge-2"]
+
+
+def twice(home: Path, config: str) -> subprocess.Popen[str]:
+    return likeness(home, "run", str(PHOTOS), "--subject", "ada", "--class", "man", "--attempts", "2", "--json", config=config)
+
+
+def elsewhere(home: Path, to: Path) -> Path:
+    """A home where all is published that is in `home`, and nothing registered."""
+    shutil.copytree(home, to, ignore=shutil.ignore_patterns("mlflow*", "register", "reports"))
+    return to
+
+
+def judged(home: Path) -> int:
+    return sum(b'"published"' in p.read_bytes() for p in (home / "store" / "subjects" / "ada" / "stages" / "judge").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def refused_twice(undisturbed: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    home = elsewhere(undisturbed[0], tmp_path_factory.mktemp("refused") / "home")
+    code, result, err = finish(twice(home, REFUSED))
+    assert code == 3, err
+    return home, result
+
+
+def test_a_refusal_is_followed_by_the_next_recipe_and_the_second_command_makes_nothing(refused_twice: tuple[Path, Any]) -> None:
+    home, result = refused_twice
+    assert (result["verdict"], result["release"]) == ("retry", None)
+    assert result["reused"] == ["ingest", "crop", "caption", "assemble", "train", "sample"]       # the first attempt's training is that of `undisturbed`
+    assert result["executed"] == ["judge", *SECOND]
+    first, second = result["attempts"]
+    assert first["recipe"] != second["recipe"]
+    assert "steps 24 (was 12), because 0% of the samples" in second["why"]
+    assert [a["counts"] for a in (first, second)] == [True, False]                                # equally bad: the earlier one
+    assert (result["digests"]["recipe"], result["scores"]) == (first["recipe"], first["scores"])
+    assert "`--attempts 3`" in result["next"]["how"]
+    assert (result["next"]["values"]["rank"], result["next"]["values"]["steps"]) == (8, 12)
+    html = Path(result["report"]).read_text()
+    assert "attempt 1, counts" in html
+    assert "--attempts 3" in html
+    code, again, err = finish(twice(home, REFUSED))
+    assert code == 3, err
+    assert again["executed"] == []
+    assert {k: again[k] for k in ("attempts", "next", "digests", "scores")} == {k: result[k] for k in ("attempts", "next", "digests", "scores")}
+
+
+def test_killed_between_two_attempts_it_ends_the_same(undisturbed: tuple[Path, Any], refused_twice: tuple[Path, Any], tmp_path: Path) -> None:
+    home = elsewhere(undisturbed[0], tmp_path / "home")
+    before = judged(home)
+    process = twice(home, REFUSED)
+    while judged(home) == before and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, err
+    code, result, err = finish(twice(home, REFUSED))
+    assert code == 3, err
+    assert result["executed"] == SECOND
+    assert result["attempts"] == refused_twice[1]["attempts"]
+    assert result["digests"] == refused_twice[1]["digests"]
+
+
+def test_an_accepted_second_attempt_is_registered_with_its_own_recipe_and_lineage(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
+    home = elsewhere(undisturbed[0], tmp_path / "home")
+    written = 'ladder = [{method = "lora", steps = 12, checkpoint_every = 4, batch = 2, rank = 4, targets = ["attention"]}]\n'
+    spoilt = CONFIG.replace("steps = 12", "steps = 1\nlearning_rate = 0.5")                       # not one face is left
+    code, result, err = finish(twice(home, written + spoilt + "\n[gate]\nmin_identity_share = 0.0\nmax_copy_share = 1.0\n"))
+    assert code == 0, err
+    assert [a["verdict"] for a in result["attempts"]] == ["retry", "accepted"]
+    assert [r["code"] for r in result["attempts"][0]["reasons"]] == ["faces"]
+    assert "entry 1 of `ladder`" in result["attempts"][1]["why"]
+    assert result["executed"] == ["train", "sample", "judge", "judge-2", "register"]              # the ladder's recipe is that of `undisturbed`
+    assert (result["release"], result["next"]) == ({"model": "likeness.ada", "version": 1}, None)
+    expected = undisturbed[1]["digests"]
+    assert {k: result["digests"][k] for k in ("recipe", "adapter", "samples")} == {k: expected[k] for k in ("recipe", "adapter", "samples")}
+    [registered] = [json.loads(p.read_text()) for p in (home / "store" / "subjects" / "ada" / "stages" / "register").glob("*.json")]
+    assert (registered["params"]["recipe"]["steps"], registered["output"]["adapter"]) == (12, expected["adapter"])
+    chain = walk(LocalStore(home / "store"), "ada")
+    assert chain.ok
+    assert {link.stage: link.digest for link in chain.links}["train"] == expected["adapter"]
+    assert len(chain.links) == 8                                                                  # nothing of the first attempt
 
 
 def test_unusable_photos_are_exit_2_and_cost_no_training(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from likeness.errors import RecipeError
 from likeness.gate import GatePolicy, judge
+from likeness.ladder import Attempt
 from likeness.recipe import Lora
 from likeness.records import (
     BaseScores,
@@ -232,6 +233,26 @@ def test_the_base_alone_stands_beside_what_the_adapter_reaches_and_is_left_out_w
     alone = read(render_report(view)).text
     assert "base alone" not in alone
     assert "Prompt details followed" in alone
+
+
+def test_attempts_stand_side_by_side_only_where_there_are_several() -> None:
+    view = whole_view()
+    assert view.verdict is not None
+    refused = view.verdict.model_copy(update={"kind": "retry", "scores": view.verdict.scores | {"identity_share": 0.123, "copy_share": None}})
+    attempts = (Attempt(Lora(), refused, "the first"), Attempt(Lora(steps=400), view.verdict, f"steps 400 {HOSTILE}"))
+    reader = read(render_report(ReportView(**(vars(view) | {"attempts": attempts, "chosen": 1}))))
+    for expected in ("attempt 2, counts", "Not yet", "the first", f"steps 400 {HOSTILE}", "12\u00a0%", "not measured", "Recognisably this person"):
+        assert expected in reader.text, expected
+    assert not {tag for tag, _ in reader.tags} & {"script"}
+    assert "attempt 1" not in read(render_report(ReportView(**(vars(view) | {"attempts": attempts[1:]})))).text
+
+
+@pytest.mark.parametrize("how", [None, "run the same command with `--attempts 2`"])
+def test_a_refusal_says_what_comes_next_and_how(how: str | None) -> None:
+    text = read(render_report(ReportView(**(vars(whole_view()) | {"following": {"why": "steps 400 (was 200)", "how": how}})))).text
+    assert "Next: steps 400 (was 200)." in text
+    assert ("To allow it, run the same command with `--attempts 2`." in text) == (how is not None)
+    assert "Next:" not in read(render_report(whole_view())).text
 
 
 @pytest.mark.parametrize("verdict", ["ok", "reject"])

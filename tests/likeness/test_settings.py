@@ -90,6 +90,13 @@ def test_the_home_is_the_platforms_data_folder_and_is_not_created(monkeypatch: p
     assert default_home() == Path.home() / "Library" / "Application Support" / "likeness"
 
 
+@pytest.mark.parametrize("number", [0, 11, 1.5])
+def test_attempts_have_a_limit(elsewhere: Path, number: float) -> None:
+    (elsewhere / "likeness.toml").write_text(f"max_attempts = {number}\n")
+    assert problems()[0].startswith(f"max_attempts: found {number}, allowed")
+    assert load_settings(overrides={"max_attempts": 3}).max_attempts == 3
+
+
 def test_a_recipe_without_a_base_is_for_the_one_base(elsewhere: Path) -> None:
     (elsewhere / "likeness.toml").write_text('base = "sd15"\nladder = [{method = "lora", steps = 300}]\n')
     settings = load_settings()
