@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,9 +16,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from likeness.errors import LikenessError, RecipeError
+from likeness.errors import InputError, LikenessError, RecipeError
 from likeness.intake.sources import STORE_SCHEME, open_source
 from likeness.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from likeness.records import Enrolment
+    from tasks.runtime import Tools
 
 app = typer.Typer(name="likeness", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
                   help="Photos of a person in, an accepted, auditable, personalised text-to-image model out.")
@@ -30,6 +34,8 @@ Config = Annotated[Path | None, typer.Option("--config", help="A likeness.toml t
 Attempts = Annotated[int | None, typer.Option("--attempts", help="How many trainings this run may make, the first one counted, 1 to 10: after a refusal with the next "
                                               "recipe of the ladder; instead of `max_attempts`.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
+subjects = typer.Typer(name="subject", no_args_is_help=True, help="Who is personalised at night: add, list, show, pause, resume.")
+app.add_typer(subjects)
 EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
 
 
@@ -54,17 +60,10 @@ def run(photos: PhotosArgument, subject: SubjectOption,
 
 
 def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bool, config: Path | None, flags: dict[str, Any] | None = None) -> None:
-    from pydantic import ValidationError
-
-    from likeness.records import Consent, Enrolment, Subject
-
     settings = load_settings(config, flags)
-    try:
-        who = Subject.model_validate(dict(id=subject, noun=noun, consent=Consent(source=consent)))
-    except ValidationError as e:
-        raise RecipeError("; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors(include_input=False))) from e
+    enrolment = _enrolment(photos, subject, noun, consent)
     with _watching(settings) as tools:
-        tools.enrol(Enrolment(subject=who, source=photos if photos.startswith(STORE_SCHEME) else str(Path(photos).resolve())))
+        tools.enrol(enrolment, keep_paused=True)
         from flows.personalize import personalize
 
         result = personalize(subject)
@@ -73,6 +72,135 @@ def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bo
     else:
         _show_result(result)
     raise typer.Exit(EXIT[result["verdict"]] if result["verdict"] != "accepted" or result["release"] else 3)
+
+
+def _enrolment(photos: str, subject: str, noun: str, consent: str) -> Enrolment:
+    from pydantic import ValidationError
+
+    from likeness.records import Consent, Enrolment, Subject
+
+    try:
+        who = Subject.model_validate(dict(id=subject, noun=noun, consent=Consent(source=consent)))
+    except ValidationError as e:
+        raise RecipeError("; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors(include_input=False))) from e
+    return Enrolment(subject=who, source=photos if photos.startswith(STORE_SCHEME) else str(Path(photos).resolve()))
+
+
+@app.command()
+def nightly(night: Annotated[str | None, typer.Option("--id", help="Id of the night; the same id again joins it. Default: today's date, UTC.")] = None,
+            limit: Annotated[int | None, typer.Option(min=1, help="Subjects at most; the others are deferred.")] = None,
+            hours: Annotated[float | None, typer.Option(min=0, help="After so many hours no further subject is begun.")] = None,
+            as_json: Json = False, config: Config = None) -> None:
+    """Personalise everybody who is due: new, changed, or failed last time. Exit 0 unless too many failed for reasons that are not theirs. Run it again after a crash."""
+    from datetime import UTC, datetime
+
+    from likeness.night import check_night
+
+    night = check_night(night or datetime.now(UTC).date().isoformat())
+    with _watching(load_settings(config)):
+        from flows.nightly import nightly as personalize_all
+
+        report = personalize_all(night, limit, None if hours is None else hours * 3600)
+    if as_json:
+        _print_json(report)
+    else:
+        table = Table("subject", "outcome", "why", title=f"night {night}: {'ok' if report['ok'] else 'TOO MANY FAILED'}")
+        for line in report["accepted"]:
+            table.add_row(line["subject"], "accepted", f"version {line['version']}")
+        for line in (*report["refused"], *report["failed"]):
+            table.add_row(line["subject"], line.get("verdict", "failed"), escape("; ".join(r["message"] for r in line["reasons"])))
+        Console().print(table, ", ".join(f"{why} {len(report[why])}" for why in ("deferred", "set_aside", "paused", "unchanged")))
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+@subjects.command()
+def add(subject: Annotated[str, typer.Argument(help="An opaque id: small letters, digits, - and _. Never a name.")],
+        photos: Annotated[str, typer.Option("--photos", help="A folder, a .zip, or store:PREFIX/ for photos in the store.")],
+        consent: Annotated[str, typer.Option(help="Who allowed this: a reference into your own records.")],
+        noun: Annotated[str, typer.Option("--class", help="What the subject is: man, woman or person.")] = "person",
+        as_json: Json = False, config: Config = None) -> None:
+    """Enrol a subject for the nights, or change where their photos are, what they are, or who consented. Nothing is read or trained yet."""
+    from tasks.runtime import Tools
+
+    tools, enrolment = Tools(load_settings(config)), _enrolment(photos, subject, noun, consent)
+    if not photos.startswith(STORE_SCHEME) and not Path(photos).exists():
+        raise InputError("there is nothing at --photos: name a folder, a .zip, or store:PREFIX/")
+    tools.enrol(enrolment, keep_paused=True)
+    _show_subject(tools, subject, as_json)
+
+
+@subjects.command(name="list")
+def list_subjects(as_json: Json = False, config: Config = None) -> None:
+    """Every enrolled subject, with what their last night made of them."""
+    from likeness.night import enrolments
+    from tasks.runtime import Tools
+
+    tools = Tools(load_settings(config))
+    rows = [_subject_row(tools, e) for e in enrolments(tools.store)]
+    if as_json:
+        _print_json({"subjects": rows})
+    else:
+        table = Table("subject", "class", "paused", "last night", "outcome")
+        for row in rows:
+            last = row["last"] or {}
+            table.add_row(row["subject"], row["class"], "yes" if row["paused"] else "", last.get("night", ""), last.get("kind", "never had one"))
+        Console().print(table)
+
+
+SubjectArgument = Annotated[str, typer.Argument(help="An enrolled subject.")]
+
+
+@subjects.command()
+def show(subject: SubjectArgument, as_json: Json = False, config: Config = None) -> None:
+    """One subject: class, consent, where the photos are, and what the last night made of them."""
+    from tasks.runtime import Tools
+
+    _show_subject(Tools(load_settings(config)), subject, as_json)
+
+
+@subjects.command()
+def pause(subject: SubjectArgument, as_json: Json = False, config: Config = None) -> None:
+    """Leave a subject out of the nights. What is made stays; `likeness forget` erases it."""
+    _set_paused(subject, True, as_json, config)
+
+
+@subjects.command()
+def resume(subject: SubjectArgument, as_json: Json = False, config: Config = None) -> None:
+    """Let the nights have a paused subject again."""
+    _set_paused(subject, False, as_json, config)
+
+
+def _set_paused(subject: str, paused: bool, as_json: bool, config: Path | None) -> None:
+    from likeness.lineage import check_subject
+    from tasks.runtime import Tools
+
+    tools = Tools(load_settings(config))
+    tools.enrol(tools.standing(check_subject(subject)).model_copy(update={"paused": paused}))
+    _show_subject(tools, subject, as_json)
+
+
+def _show_subject(tools: Tools, subject: str, as_json: bool) -> None:
+    from likeness.lineage import check_subject
+
+    row = _subject_row(tools, tools.standing(check_subject(subject)))
+    if as_json:
+        _print_json(row)
+        return
+    for name, value in row.items():
+        if name != "last":
+            Console().print(f"{name}: {value}", markup=False, soft_wrap=True)
+    last = row["last"]
+    Console().print("last night: none yet" if last is None else f"last night: {last['night']}, {last['kind']}", markup=False)
+    for reason in (last or {}).get("reasons", ()):
+        Console().print(f"  {reason['message']}", markup=False)
+
+
+def _subject_row(tools: Tools, enrolment: Enrolment) -> dict[str, Any]:
+    from likeness.night import last_outcome
+
+    who, last = enrolment.subject, last_outcome(tools.store, enrolment.subject.id)
+    return {"subject": who.id, "class": who.noun, "consent": who.consent.source, "photos": enrolment.source, "paused": enrolment.paused,
+            "last": None if last is None else last.plain()}
 
 
 @app.command()

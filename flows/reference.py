@@ -30,7 +30,7 @@ def render() -> str:
     """The whole page."""
     parts = ["# Reference", "", "Written by `python -m flows.reference`; do not edit by hand.", "", "## Commands", ""]
     command: Any = typer.main.get_command(app)
-    for name, sub in sorted(command.commands.items()):
+    for name, sub in _commands(command):
         parts += [f"### `likeness {name}`", "", " ".join((sub.help or "").split()), "", "| argument | default | meaning |", "|---|---|---|"]
         for parameter in sub.params:
             if parameter.name == "help":
@@ -46,6 +46,14 @@ def render() -> str:
     for base, presets in PRESETS.items():
         parts += [f"On base `{base}`, unless named otherwise:", "", *(f"* `{method}`: `{json.dumps(values)}`" for method, values in presets.items()), ""]
     return "\n".join(parts)
+
+
+def _commands(group: Any, before: str = "") -> list[tuple[str, Any]]:
+    """Every command by its full name; a group's commands one after the other."""
+    found = []
+    for name, sub in sorted(group.commands.items()):
+        found += _commands(sub, f"{before}{name} ") if hasattr(sub, "commands") else [(f"{before}{name}", sub)]
+    return found
 
 
 def _settings(model: type[BaseModel], prefix: str, kind: str = "") -> list[str]:

@@ -65,10 +65,14 @@ class Subject(Record):
 
 
 class Enrolment(Record):
-    """A subject and where their photos are read from. Lies inside the subject's prefix, so that erasing the prefix erases the path."""
+    """A subject and where their photos are read from. Lies inside the subject's prefix, so that erasing the prefix erases the path.
+
+    `paused`: nights leave them out.
+    """
 
     subject: Subject
     source: str
+    paused: bool = False
 
 
 class FaceMeasures(Record):

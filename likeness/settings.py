@@ -206,6 +206,13 @@ class Schedule(Section):
         return value
 
 
+class NightPolicy(Section):
+    """When a night gives up: on one subject, and on itself."""
+
+    set_aside_after: int = Field(3, ge=1, le=100, description="nights in a row that may fail on the same photos and settings; then the subject waits for new ones")
+    max_failed_share: float = Field(0.2, ge=0, le=1, description="share of the subjects tried that may fail for reasons of ours before the night counts as failed")
+
+
 class Settings(Section):
     """All settings, checked."""
 
@@ -223,6 +230,7 @@ class Settings(Section):
     registry: RegistrySettings = RegistrySettings()
     claims: ClaimPolicy = ClaimPolicy()
     schedule: Schedule = Schedule()
+    night: NightPolicy = NightPolicy()
     sampling: Sampling = Sampling()
 
     _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)

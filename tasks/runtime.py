@@ -183,16 +183,18 @@ class Tools:
             raise ConsentMissing(f"subject {subject!r} is not enrolled: run `likeness run PHOTOS --subject {subject} --class NOUN`")
         return Enrolment.read(data)
 
-    def enrol(self, enrolment: Enrolment) -> None:
-        """Write or replace an enrolment.
+    def enrol(self, enrolment: Enrolment, *, keep_paused: bool = False) -> None:
+        """Write or replace an enrolment; with `keep_paused` a paused subject stays paused.
 
         Raises:
             SubjectForgotten: if the subject has a tombstone.
         """
         check_not_forgotten(self.store, enrolment.subject.id)
-        path, new = f"subjects/{enrolment.subject.id}/enrolment.json", enrolment.model_dump_json().encode()
+        path = f"subjects/{enrolment.subject.id}/enrolment.json"
         for _ in range(10):
             found = self.store.get(path)
+            paused = Enrolment.read(found).paused if found and keep_paused else enrolment.paused
+            new = enrolment.model_copy(update={"paused": paused}).model_dump_json().encode()
             if found == new or (self.store.put_if_absent(path, new) if found is None else self.store.compare_and_swap(path, expected=found, new=new)):
                 return
         raise InputError(f"subject {enrolment.subject.id!r} is being enrolled by others at the same time: try again")
