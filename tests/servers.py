@@ -21,6 +21,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_for_health(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the server answers 200; fails with its log if it ends, or stays silent for three minutes."""
+    for _ in range(360):
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
 def postgres_folder() -> Path | None:
     """Where `initdb` and `postgres` lie; None if PostgreSQL is not installed."""
     on_path = shutil.which("initdb")
@@ -90,21 +103,10 @@ class MlflowServer:
                                               "--backend-store-uri", database, "--artifacts-destination", str(self.artifacts)],
                                              stdout=log, stderr=log, cwd=folder, start_new_session=True)
         try:
-            self._wait()
+            wait_for_health(f"{self.address}/health", self._process, self._log)
         except BaseException:
             self.stop()
             raise
-
-    def _wait(self) -> None:
-        for _ in range(360):
-            assert self._process.poll() is None, self._log.read_text()
-            try:
-                with urllib.request.urlopen(f"{self.address}/health", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError(self._log.read_text())
 
     def stop(self) -> None:
         if self._process.poll() is None:

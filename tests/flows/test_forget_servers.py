@@ -48,6 +48,16 @@ def database(postgres: Postgres, pristine: str) -> str:
     return postgres.database("mlflow", like=pristine)
 
 
+@pytest.fixture
+def tools(own_home: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Tools:
+    """MLflow's rows in PostgreSQL, its artifacts in a folder."""
+    own_home.mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(own_home / "prefect"))
+    monkeypatch.setenv("LIKENESS_REGISTRY__TRACKING_URI", database)
+    monkeypatch.setenv("LIKENESS_REGISTRY__ARTIFACT_ROOT", str(own_home / "mlflow-artifacts"))
+    return Tools(load_settings())
+
+
 def lived(tools: Tools, subject: str) -> World:
     tools.enrol(Enrolment(subject=Subject(id=subject, noun="woman", consent=Consent(source="ticket 1")), source=f"store:uploads/{subject}/"))
     world = build(tools.store, subject=subject, weights=f"weights of {subject}".encode())
@@ -61,12 +71,7 @@ def holds(database: str, world: World) -> bool:
     return scan_database(database, Needles(world.subject.id, digests)).hits > 0
 
 
-def test_in_postgres_every_row_is_deleted_and_the_tables_are_searched(own_home: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own_home.mkdir()
-    monkeypatch.setenv("PREFECT_HOME", str(own_home / "prefect"))
-    monkeypatch.setenv("LIKENESS_REGISTRY__TRACKING_URI", database)
-    monkeypatch.setenv("LIKENESS_REGISTRY__ARTIFACT_ROOT", str(own_home / "mlflow-artifacts"))
-    tools = Tools(load_settings())
+def test_in_postgres_every_row_is_deleted_and_the_tables_are_searched(tools: Tools, database: str) -> None:
     ada, bea = lived(tools, "ada"), lived(tools, "bea")
     assert holds(database, ada)                                # the test can fail
     receipt = forget(tools, "ada")
@@ -79,12 +84,7 @@ def test_in_postgres_every_row_is_deleted_and_the_tables_are_searched(own_home: 
     assert forget(tools, "ada") == receipt
 
 
-def test_a_row_that_was_left_in_postgres_is_found(own_home: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own_home.mkdir()
-    monkeypatch.setenv("PREFECT_HOME", str(own_home / "prefect"))
-    monkeypatch.setenv("LIKENESS_REGISTRY__TRACKING_URI", database)
-    monkeypatch.setenv("LIKENESS_REGISTRY__ARTIFACT_ROOT", str(own_home / "mlflow-artifacts"))
-    tools = Tools(load_settings())
+def test_a_row_that_was_left_in_postgres_is_found(tools: Tools) -> None:
     lived(tools, "eve")
     run = tools.registry.client.create_run(tools.registry.client.create_experiment("somebody else's"), tags={"note": "about eve"})
     receipt = forget(tools, "eve")
@@ -143,7 +143,7 @@ def test_a_database_that_does_not_answer_is_weather() -> None:
 
 
 def test_nothing_of_sqlalchemy_is_kept(postgres: Postgres, database: str) -> None:
-    """A search leaves no session behind that would stand in the way of another."""
+    """A search leaves no session behind that works on."""
     scan_database(database, Needles("nobody", frozenset()))
     engine = sqlalchemy.create_engine(database)
     with engine.connect() as db:

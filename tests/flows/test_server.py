@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.flows.test_run import CONFIG, OPEN_GATE, PHOTOS, environment
+from tests.servers import free_port, wait_for_health
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -24,25 +23,14 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of a Prefect server of our own, on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     env = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": api}
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"], env=env,
                                    stdout=log, stderr=log, start_new_session=True)
         try:
-            for _ in range(240):
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                try:
-                    with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
-                        if answer.status == 200:
-                            break
-                except OSError:
-                    time.sleep(0.5)
-            else:
-                pytest.fail((tmp_path / "server.log").read_text())
+            wait_for_health(f"{api}/health", process, tmp_path / "server.log")
             yield api
         finally:
             os.killpg(process.pid, signal.SIGTERM)
