@@ -132,11 +132,11 @@ def add(subject: Annotated[str, typer.Argument(help="An opaque id: small letters
 @subjects.command(name="list")
 def list_subjects(as_json: Json = False, config: Config = None) -> None:
     """Every enrolled subject, with what their last night made of them."""
-    from likeness.night import enrolments
+    from likeness.night import enrolled
     from tasks.runtime import Tools
 
     tools = Tools(load_settings(config))
-    rows = [_subject_row(tools, e) for e in enrolments(tools.store)]
+    rows = [_subject_row(tools, tools.standing(s)) for s in enrolled(tools.store)]
     if as_json:
         _print_json({"subjects": rows})
     else:
@@ -166,16 +166,19 @@ def pause(subject: SubjectArgument, as_json: Json = False, config: Config = None
 
 @subjects.command()
 def resume(subject: SubjectArgument, as_json: Json = False, config: Config = None) -> None:
-    """Let the nights have a paused subject again."""
+    """Let the nights have a paused subject again, or one that was set aside: the next night tries them whatever the last one said."""
     _set_paused(subject, False, as_json, config)
 
 
 def _set_paused(subject: str, paused: bool, as_json: bool, config: Path | None) -> None:
     from likeness.lineage import check_subject
+    from likeness.night import clear_outcome
     from tasks.runtime import Tools
 
     tools = Tools(load_settings(config))
     tools.enrol(tools.standing(check_subject(subject)).model_copy(update={"paused": paused}))
+    if not paused:
+        clear_outcome(tools.store, subject)
     _show_subject(tools, subject, as_json)
 
 

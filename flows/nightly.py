@@ -11,21 +11,25 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from pydantic import ValidationError
 
 from flows.personalize import personalize
-from likeness.errors import InputError, IntegrityError, LikenessError, RecipeError, SubjectForgotten
+from likeness.errors import InputError, LikenessError, SubjectForgotten, TransientError
 from likeness.intake.sources import open_source
-from likeness.night import Outcome, asked_of, check_night, enrolments, last_outcome, note_night, note_outcome, priority, summary, why_not_due
-from likeness.records import Enrolment, Reason
+from likeness.night import Outcome, asked_of, check_night, enrolled, last_outcome, note_night, note_outcome, priority, summary, why_not_due
+from likeness.records import Reason
 from tasks.ingesting import source_digest
 from tasks.runtime import Tools, runtime
 
 log = logging.getLogger(__name__)
+
+NOT_ASKED = "0" * 64            # of a turn that ended before its photos could be read
 
 
 @flow(name="nightly", flow_run_name="night {night}", persist_result=False, validate_parameters=False)
@@ -48,38 +52,31 @@ def nightly(night: str, limit: int | None = None, deadline_s: float | None = Non
     began, policy = time.monotonic(), tools.settings.night
     tonight: dict[str, Outcome] = {}
     left: dict[str, list[str]] = {"unchanged": [], "paused": [], "set_aside": [], "deferred": []}
-    due: list[tuple[Enrolment, Outcome | None, str]] = []
-    for enrolment in enrolments(tools.store):
-        subject = enrolment.subject.id
-        last = last_outcome(tools.store, subject)
-        if enrolment.paused:
-            left["paused"].append(subject)
-            continue
-        try:
-            asked = _asked(tools, enrolment)
-        except LikenessError as e:                               # the folder is gone, or holds nothing: their turn, and it ends here
-            tonight[subject] = _failed(e, night, asked=asked_of(enrolment, photos="", settings={}), last=last)
-            note_outcome(tools.store, subject, tonight[subject])
-            continue
-        why = why_not_due(last, asked, set_aside_after=policy.set_aside_after)
-        if why is None:
-            due.append((enrolment, last, asked))
-        elif last is not None and last.night == night:
-            tonight[subject] = last                              # an earlier start of this night did it
-        else:
-            left[why].append(subject)
-    due.sort(key=lambda item: (priority(item[1]), item[0].subject.id))
-    for number, (enrolment, last, asked) in enumerate(due):
-        subject = enrolment.subject.id
+    due: list[tuple[str, Outcome | None, str]] = []
+    settings = _what_counts(tools)
+    for subject in enrolled(tools.store):
+        with _turn(tools, subject, night, tonight):
+            enrolment, last = tools.standing(subject), last_outcome(tools.store, subject)
+            if enrolment.paused:
+                left["paused"].append(subject)
+                continue
+            asked = asked_of(enrolment, photos=source_digest(open_source(enrolment.source, store=tools.store, policy=tools.settings.intake)), settings=settings)
+            why = why_not_due(last, asked, set_aside_after=policy.set_aside_after)
+            if why is None:
+                due.append((subject, last, asked))
+            elif last is not None and last.night == night:
+                tonight[subject] = last                          # an earlier start of this night did it
+            else:
+                left[why].append(subject)
+    due.sort(key=lambda item: (priority(item[1]), item[0]))
+    for number, (subject, _, asked) in enumerate(due):
         if (limit is not None and number >= limit) or (deadline_s is not None and time.monotonic() - began >= deadline_s):
             left["deferred"].append(subject)
             continue
         tools.watch("night", number, len(due), subject)
-        try:
-            tonight[subject] = _one(subject, night, asked, last)
+        with _turn(tools, subject, night, tonight, asked):
+            tonight[subject] = _answer(personalize(subject), night, asked)
             note_outcome(tools.store, subject, tonight[subject])
-        except SubjectForgotten:
-            tonight.pop(subject, None)                           # forgotten since: nothing of them is said
     tools.watch("night", len(due), max(1, len(due)), "")
     numbers = summary(night, tonight, others={why: len(who) for why, who in left.items()}, max_failed_share=policy.max_failed_share)
     note_night(tools.store, numbers)
@@ -94,33 +91,49 @@ def nightly(night: str, limit: int | None = None, deadline_s: float | None = Non
             **{why: sorted(who) for why, who in left.items()}}
 
 
-def _asked(tools: Tools, enrolment: Enrolment) -> str:
-    settings = tools.settings
-    photos = source_digest(open_source(enrolment.source, store=tools.store, policy=settings.intake))
-    counts = ("recipe", "ladder", "max_attempts", "battery", "gate", "intake", "backends", "sampling")
-    return asked_of(enrolment, photos=photos, settings={name: settings.model_dump(mode="json")[name] for name in counts} | {"base": tools.base_ref.digest})
+def _what_counts(tools: Tools) -> dict[str, Any]:
+    """The settings that could change a verdict."""
+    plain = tools.settings.model_dump(mode="json")
+    names = ("recipe", "ladder", "max_attempts", "battery", "gate", "intake", "backends", "sampling")
+    return {name: plain[name] for name in names} | {"base": tools.base_ref.digest}
 
 
-def _one(subject: str, night: str, asked: str, last: Outcome | None, run: Callable[[str], dict[str, Any]] = personalize) -> Outcome:
-    try:
-        result = run(subject)
-    except SubjectForgotten:
-        raise
-    except LikenessError as e:
-        return _failed(e, night, asked=asked, last=last)
-    except Exception as e:
-        log.exception("night %s: an unexpected error in one subject's run", night)
-        return _failed(e, night, asked=asked, last=last)
+def _answer(result: Mapping[str, Any], night: str, asked: str) -> Outcome:
     release = result["release"]
     return Outcome(night=night, asked=asked, kind=result["verdict"], reasons=tuple(Reason.read(json.dumps(r)) for r in result["reasons"]),
                    version=None if release is None else release["version"], seconds=result["seconds"])
 
 
+@contextmanager
+def _turn(tools: Tools, subject: str, night: str, tonight: dict[str, Outcome], asked: str = NOT_ASKED) -> Iterator[None]:
+    """One subject's turn: whatever goes wrong in it is noted as theirs alone, and the night goes on. Of a forgotten subject nothing is said."""
+    try:
+        try:
+            yield
+        except SubjectForgotten:
+            raise
+        except Exception as e:
+            if not isinstance(e, LikenessError):
+                log.exception("night %s: an unexpected error in one subject's turn", night)
+            tonight[subject] = _failed(e, night, asked=asked, last=_last(tools, subject))
+            note_outcome(tools.store, subject, tonight[subject])
+    except SubjectForgotten:
+        tonight.pop(subject, None)
+    except LikenessError as e:                                   # the store does not even take the note: the report still says it
+        log.error("night %s: an outcome could not be noted (%s)", night, e.code)
+
+
+def _last(tools: Tools, subject: str) -> Outcome | None:
+    try:
+        return last_outcome(tools.store, subject)
+    except (ValidationError, TransientError):                    # unreadable, or out of reach: counting begins anew
+        return None
+
+
 def _failed(error: Exception, night: str, *, asked: str, last: Outcome | None) -> Outcome:
-    """Input errors are the subject's and not tried again until something changes; everything else is ours and gets another night."""
+    """Input errors are the subject's; everything else is ours."""
     theirs = isinstance(error, InputError)
     code, message = (error.code, error.message) if isinstance(error, LikenessError) else ("unexpected", f"{type(error).__name__}: the log says more")
     again = last is not None and last.asked == asked and last.kind == "failed" and last.night != night
     failures = 1 if last is None or last.asked != asked or last.kind != "failed" else last.failures + again
-    return Outcome(night=night, asked=asked, kind="failed", reasons=(Reason(code=code, message=message),), ours=not theirs,
-                   retried=not theirs and not isinstance(error, RecipeError | IntegrityError), failures=failures)
+    return Outcome(night=night, asked=asked, kind="failed", reasons=(Reason(code=code, message=message),), ours=not theirs, failures=failures)

@@ -7,7 +7,7 @@ itself, `nights/<id>.json`, holds numbers and no ids.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -33,7 +33,6 @@ class Outcome(Record):
     kind: OutcomeKind
     reasons: tuple[Reason, ...] = ()
     ours: bool = False                      # a failure that the subject has no part in
-    retried: bool = True                    # a failure that another night may not meet again
     failures: int = Field(0, ge=0)
     version: int | None = None              # of the Release
     seconds: Mapping[str, float] = Field(default_factory=dict)
@@ -55,12 +54,9 @@ def check_night(name: str) -> str:
     return name
 
 
-def enrolments(store: Store) -> Iterator[Enrolment]:
-    """Every enrolled subject, by id. Lists all keys below `subjects/`."""
-    for key in sorted(k for k in store.list("subjects/") if k.count("/") == 2 and k.endswith("/enrolment.json")):
-        data = store.get(key)
-        if data is not None:
-            yield Enrolment.read(data)
+def enrolled(store: Store) -> list[str]:
+    """Ids of all enrolled subjects, sorted. Lists all keys below `subjects/`."""
+    return sorted(k.split("/")[1] for k in store.list("subjects/") if k.count("/") == 2 and k.endswith("/enrolment.json"))
 
 
 def last_outcome(store: Store, subject: str) -> Outcome | None:
@@ -74,6 +70,11 @@ def note_outcome(store: Store, subject: str, outcome: Outcome) -> None:
     _replace(store, _path(subject), outcome.model_dump_json().encode())
 
 
+def clear_outcome(store: Store, subject: str) -> None:
+    """Forget what the last night made of them, so that the next one tries."""
+    store.delete(_path(subject))
+
+
 def note_night(store: Store, night: Night) -> None:
     """Remember the numbers; a night that is joined writes them again."""
     _replace(store, f"nights/{check_night(night.night)}.json", night.model_dump_json().encode())
@@ -82,7 +83,8 @@ def note_night(store: Store, night: Night) -> None:
 def why_not_due(outcome: Outcome | None, asked: str, *, set_aside_after: int) -> str | None:
     """Why a subject has nothing to do tonight, in one word; None if they are due.
 
-    The same photos under the same settings give the same verdict, so only what is new, and what failed, is worth a night.
+    The same photos under the same settings give the same verdict, so only what is new is worth a night, and what failed for a reason of ours: credentials,
+    disks and servers are mended without a trace in photos or settings.
     """
     if outcome is None or outcome.asked != asked:
         return None
@@ -90,7 +92,7 @@ def why_not_due(outcome: Outcome | None, asked: str, *, set_aside_after: int) ->
         return "unchanged"
     if outcome.failures >= set_aside_after:
         return "set_aside"
-    return None if outcome.retried else "unchanged"
+    return None if outcome.ours else "unchanged"
 
 
 def priority(outcome: Outcome | None) -> tuple[int, str]:

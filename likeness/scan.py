@@ -113,7 +113,7 @@ def scan_database(address: str, needles: Needles) -> Area:
             for table in known.sorted_tables:
                 objects += 1
                 rows = db.execution_options(stream_results=True).execute(sqlalchemy.select(table))
-                if any(needles.in_text(cell) for row in rows for cell in row if isinstance(cell, str)):
+                if any(needles.in_text(_words_of(cell)) for row in rows for cell in row):
                     hits += 1
                     log.warning("table %s of MLflow's database still names the subject", table.name)
     except sqlalchemy.exc.SQLAlchemyError as e:
@@ -121,6 +121,11 @@ def scan_database(address: str, needles: Needles) -> Area:
     finally:
         engine.dispose()
     return Area(objects=objects, hits=hits)
+
+
+def _words_of(cell: object) -> str:
+    """A cell as text, whatever its type: JSON columns are read as dicts, binary ones as bytes."""
+    return bytes(cell).decode("utf-8", "replace") if isinstance(cell, bytes | memoryview) else str(cell)
 
 
 def files_below(folder: Path) -> list[Path]:

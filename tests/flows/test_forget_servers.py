@@ -5,17 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import psycopg
 import pytest
-import sqlalchemy
 
 from flows.forget import forget
 from likeness.errors import ServerUnreachable
 from likeness.records import Consent, Enrolment, Subject
 from likeness.scan import Needles, scan_database
 from likeness.settings import load_settings
+from likeness.unregistering import _pages
 from tasks.runtime import Tools
 from tests.likeness.fabricated import World, build, register_once
 from tests.servers import MlflowServer, Postgres, postgres_folder
@@ -93,6 +95,17 @@ def test_a_row_that_was_left_in_postgres_is_found(tools: Tools) -> None:
     assert forget(tools, "eve").clean
 
 
+@pytest.mark.parametrize("cell", ["'{\"who\": \"nobody-else\"}'::jsonb", "'about nobody-else'::bytea", "'about nobody-else'::text"])
+def test_a_cell_of_any_type_is_searched(postgres: Postgres, cell: str) -> None:
+    name = f"cells{abs(hash(cell))}"
+    address, needles = postgres.database(name), Needles("nobody-else", frozenset())
+    with psycopg.connect(address.replace("postgresql+psycopg", "postgresql"), autocommit=True) as db:
+        db.execute(b"CREATE TABLE t AS SELECT 1 AS number")
+        assert scan_database(address, needles).hits == 0
+        db.execute(f"CREATE TABLE u AS SELECT {cell} AS cell".encode())
+    assert scan_database(address, needles).hits == 1
+
+
 def test_through_a_server_nothing_is_shown_any_more_and_the_receipt_says_what_its_database_keeps(
         own_home: Path, postgres: Postgres, pristine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_home.mkdir()
@@ -106,6 +119,8 @@ def test_through_a_server_nothing_is_shown_any_more_and_the_receipt_says_what_it
         lived(tools, "bea")
         stored = [p for p in server.artifacts.rglob("*") if p.is_file() and b"weights of ada" in p.read_bytes()]
         assert stored                                          # the test can fail
+        runs = _pages(partial(client.search_runs, [e.experiment_id for e in client.search_experiments()], max_results=1))
+        assert {r.data.tags["likeness.subject"] for r in runs} == {"ada", "bea"}
         receipt = forget(tools, "ada")
         assert receipt.clean, receipt.scan
         assert {"mlflow database", "mlflow artifacts"}.isdisjoint(receipt.scan)
@@ -122,32 +137,6 @@ def test_through_a_server_nothing_is_shown_any_more_and_the_receipt_says_what_it
         server.stop()
 
 
-def test_a_server_erases_more_than_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's pages are never longer than asked for, and a page holds what is left after the last token."""
-    from likeness.unregistering import _pages
-
-    class Page(list[int]):
-        token: str | None = None
-
-    def search(page_token: str | None = None) -> Page:
-        start = int(page_token or 0)
-        page = Page(range(start, min(start + 3, 8)))
-        page.token = str(start + 3) if start + 3 < 8 else None
-        return page
-
-    assert _pages(search) == list(range(8))
-
-
 def test_a_database_that_does_not_answer_is_weather() -> None:
     with pytest.raises(ServerUnreachable, match="could not be searched"):
         scan_database("postgresql+psycopg://likeness@127.0.0.1:1/none", Needles("ada", frozenset()))
-
-
-def test_nothing_of_sqlalchemy_is_kept(postgres: Postgres, database: str) -> None:
-    """A search leaves no session behind that works on."""
-    scan_database(database, Needles("nobody", frozenset()))
-    engine = sqlalchemy.create_engine(database)
-    with engine.connect() as db:
-        mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'mlflow' AND pid <> pg_backend_pid() AND state = 'active'"
-        assert db.execute(sqlalchemy.text(mine)).scalar() == 0
-    engine.dispose()

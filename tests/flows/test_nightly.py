@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from flows.nightly import _failed, _one
-from likeness.errors import BadSettings, IntegrityError, LikenessError, ServerUnreachable, SubjectForgotten, UnusablePhotos
-from likeness.night import Outcome
+from flows.nightly import _answer, _failed, _turn
+from likeness.erasure import tombstone_key
+from likeness.errors import BadSettings, IntegrityError, LikenessError, ServerUnreachable, UnusablePhotos
+from likeness.night import Outcome, last_outcome
+from likeness.records import Consent, Enrolment, Subject
+from likeness.settings import load_settings
+from likeness.store import MemoryStore
+from tasks.runtime import Tools
 from tests.flows.test_run import CONFIG, OPEN_GATE, PHOTOS, finish, likeness
 
 pytestmark = pytest.mark.timeout(900)
@@ -48,6 +52,8 @@ def test_four_subjects_one_night_and_the_next_has_nothing_to_do(tmp_path: Path) 
     assert [r["subject"] for r in following["refused"]] == ["bea"]
     rows = {row["subject"]: row for row in command("subject", "list")[1]["subjects"]}
     assert {s: (r["last"] or {}).get("night") for s, r in rows.items()} == {"ada": "n1", "bea": "n2", "canary-cleo": "n2", "dora": None}
+    command("subject", "resume", "dora")
+    assert command("subject", "show", "dora")[1]["paused"] is False
     code, receipt, err = command("forget", "canary-cleo", "--yes")
     assert (code, receipt["clean"]) == (0, True), err
     left = [p for p in home.rglob("*") if p.is_file() and b"canary-cleo" in p.read_bytes()]
@@ -66,26 +72,59 @@ def test_a_subject_that_nobody_enrolled_and_photos_that_are_nowhere_say_so(tmp_p
     assert "nothing at --photos" in err
 
 
-def failing(error: Exception) -> Outcome:
-    def run(subject: str) -> dict:
-        raise error
+@pytest.fixture
+def tools(own_home: Path) -> Tools:
+    """Tools over a memory, with one enrolled subject."""
+    made = Tools(load_settings(overrides={"home": str(own_home)}))
+    made.bare_store = MemoryStore()
+    made.enrol(Enrolment(subject=Subject(id="ada", noun="man", consent=Consent(source="ticket 7")), source="store:uploads/ada/"))
+    return made
 
-    return _one("ada", "n1", ASKED, None, run)
 
-
-@pytest.mark.parametrize(("error", "ours", "retried"), [
-    (UnusablePhotos("none"), False, False), (ServerUnreachable("no answer"), True, True), (BadSettings("wrong"), True, False),
-    (IntegrityError("other bytes"), True, False), (RuntimeError("with a path of ada"), True, True),
+@pytest.mark.parametrize(("error", "ours"), [
+    (UnusablePhotos("none"), False), (ServerUnreachable("no answer"), True), (BadSettings("wrong"), True), (IntegrityError("other bytes"), True),
+    (RuntimeError("with a path of ada"), True), (OSError("a disk"), True),
 ])
-def test_an_error_ends_one_subjects_turn_and_not_the_night(error: Exception, ours: bool, retried: bool) -> None:
-    made = failing(error)
-    assert (made.kind, made.ours, made.retried, made.failures) == ("failed", ours, retried, 1)
-    assert "path of ada" not in made.reasons[0].message
+def test_an_error_ends_one_subjects_turn_and_not_the_night(tools: Tools, error: Exception, ours: bool) -> None:
+    tonight: dict[str, Outcome] = {}
+    with _turn(tools, "ada", "n1", tonight, ASKED):
+        raise error
+    assert tonight["ada"] == last_outcome(tools.store, "ada")
+    assert (tonight["ada"].kind, tonight["ada"].ours, tonight["ada"].failures) == ("failed", ours, 1)
+    assert "path of ada" not in tonight["ada"].reasons[0].message
 
 
-def test_a_forgotten_subject_leaves_no_outcome() -> None:
-    with pytest.raises(SubjectForgotten):
-        failing(SubjectForgotten("gone"))
+@pytest.mark.parametrize("key", ["enrolment", "night"])
+def test_a_damaged_record_ends_one_subjects_turn_and_is_reported(tools: Tools, key: str) -> None:
+    path, tonight = f"subjects/ada/{key}.json", {}
+    tools.bare_store.delete(path)
+    tools.bare_store.put_if_absent(path, b"{damaged")
+    with _turn(tools, "ada", "n1", tonight):
+        tools.standing("ada")
+        last_outcome(tools.store, "ada")
+        pytest.fail("it was read")
+    assert (tonight["ada"].kind, tonight["ada"].ours) == ("failed", True)
+
+
+def test_what_the_store_does_not_take_is_still_in_the_report(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise ServerUnreachable("no answer")
+
+    tonight: dict[str, Outcome] = {}
+    monkeypatch.setattr(tools.bare_store, "put_if_absent", refuse)
+    with _turn(tools, "ada", "n1", tonight, ASKED):
+        raise IntegrityError("other bytes")
+    assert tonight["ada"].reasons[0].code == "integrity"
+    assert last_outcome(tools.store, "ada") is None
+
+
+def test_a_forgotten_subject_leaves_no_outcome(tools: Tools) -> None:
+    tonight = {"ada": _failed(ServerUnreachable("no answer"), "n1", asked=ASKED, last=None)}
+    tools.bare_store.put_if_absent(tombstone_key("ada"), b"forgotten while it ran")
+    with _turn(tools, "ada", "n1", tonight, ASKED):
+        raise ServerUnreachable("no answer")
+    assert tonight == {}
+    assert last_outcome(tools.store, "ada") is None
 
 
 def test_failures_count_nights_not_starts() -> None:
@@ -98,6 +137,5 @@ def test_failures_count_nights_not_starts() -> None:
 
 
 def test_an_accepted_run_is_noted_with_its_version() -> None:
-    result = {"verdict": "accepted", "reasons": [], "release": {"model": "likeness.ada", "version": 3}, "seconds": {"train": 1.0}}
-    made = _one("ada", "n1", ASKED, None, lambda subject: json.loads(json.dumps(result)))
+    made = _answer({"verdict": "accepted", "reasons": [], "release": {"model": "likeness.ada", "version": 3}, "seconds": {"train": 1.0}}, "n1", ASKED)
     assert (made.kind, made.version, made.seconds, made.failures) == ("accepted", 3, {"train": 1.0}, 0)

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from likeness.errors import InputError
-from likeness.night import Outcome, asked_of, check_night, enrolments, last_outcome, note_night, note_outcome, priority, summary, why_not_due
+from likeness.night import (
+    Outcome,
+    asked_of,
+    check_night,
+    clear_outcome,
+    enrolled,
+    last_outcome,
+    note_night,
+    note_outcome,
+    priority,
+    summary,
+    why_not_due,
+)
 from likeness.records import Consent, Enrolment, Subject
 from likeness.store import MemoryStore
 
@@ -23,7 +35,7 @@ def enrolment(subject: str, source: str = "store:uploads/") -> Enrolment:
 @pytest.mark.parametrize(("last", "why"), [
     (None, None), (outcome("accepted"), "unchanged"), (outcome("retry"), "unchanged"), (outcome("rejected"), "unchanged"), (outcome("needs_photos"), "unchanged"),
     (outcome("failed", ours=True, failures=1), None), (outcome("failed", ours=True, failures=2), None), (outcome("failed", ours=True, failures=3), "set_aside"),
-    (outcome("failed", failures=1, retried=False), "unchanged"),
+    (outcome("failed", failures=1), "unchanged"),
 ])
 def test_what_is_new_and_what_failed_is_due(last: Outcome | None, why: str | None) -> None:
     assert why_not_due(last, ASKED, set_aside_after=3) == why
@@ -65,11 +77,14 @@ def test_outcomes_lie_inside_the_subject_and_nights_name_nobody() -> None:
     for subject in ("bea", "ada"):
         store.put_if_absent(f"subjects/{subject}/enrolment.json", enrolment(subject).model_dump_json().encode())
     store.put_if_absent("subjects/ada/photos/enrolment.json", b"a photo of that name")
-    assert [e.subject.id for e in enrolments(store)] == ["ada", "bea"]
+    assert enrolled(store) == ["ada", "bea"]
     assert last_outcome(store, "ada") is None
     for kind in ("failed", "accepted", "accepted"):
         note_outcome(store, "ada", outcome(kind))
     assert last_outcome(store, "ada") == outcome("accepted")
+    note_outcome(store, "bea", outcome("failed"))
+    clear_outcome(store, "bea")
+    assert last_outcome(store, "bea") is None
     assert all(key.startswith("subjects/") for key in store.list(""))
     for kind in ("retry", "accepted"):
         note_night(store, summary("2026-11-26", {"ada": outcome(kind)}, others={}, max_failed_share=0.2))
