@@ -61,7 +61,7 @@ def next_step(attempts: Sequence[Attempt], ladder: Sequence[Recipe]) -> Step:
     for number, recipe in enumerate(ladder, 1):
         if recipe.digest not in tried:
             return Step(recipe, f"entry {number} of `ladder`, after: {_complaint(attempts[-1].verdict)}")
-    for attempt in sorted(attempts, key=lambda a: -_merit(a)):
+    for attempt in sorted(attempts, key=_merit, reverse=True):
         for reason, recipe, change in _cures(attempt, attempts):
             if recipe.digest not in tried:
                 return Step(recipe, f"{change}, because {reason.message}")
@@ -69,13 +69,14 @@ def next_step(attempts: Sequence[Attempt], ladder: Sequence[Recipe]) -> Step:
 
 
 def best(attempts: Sequence[Attempt]) -> int:
-    """Index of the attempt that counts: the first accepted one, or else the one with the largest share of recognisable samples, the earliest of equals.
+    """Index of the attempt that counts: the first accepted one, or else the one with the largest share of recognisable samples, then with
+    the median sample nearest to the own photos, then the earliest.
 
     Raises:
         ValueError: if there is none.
     """
     accepted = [i for i, a in enumerate(attempts) if a.verdict.kind == "accepted"]
-    return accepted[0] if accepted else max(range(len(attempts)), key=lambda i: (_merit(attempts[i]), -i))
+    return accepted[0] if accepted else max(range(len(attempts)), key=lambda i: (*_merit(attempts[i]), -i))
 
 
 def differences(before: Recipe, after: Recipe) -> str:
@@ -85,9 +86,11 @@ def differences(before: Recipe, after: Recipe) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {_short(now[key])}" + (f" (was {_short(was[key])})" if key in was else "") for key in changed) or "nothing"
 
 
-def _merit(attempt: Attempt) -> float:
-    share = attempt.verdict.scores.get("identity_share")
-    return -1.0 if share is None or not math.isfinite(share) else share
+def _merit(attempt: Attempt) -> tuple[float, float]:
+    """Share of recognisable samples; between equals, which at the start of a ladder are all zero, where the median sample lies between strangers and own photos."""
+    share, position = (-1.0 if value is None or not math.isfinite(value) else value
+                       for value in (attempt.verdict.scores.get("identity_share"), attempt.verdict.scores.get("identity_position")))
+    return share, position
 
 
 def _complaint(verdict: Verdict) -> str:

@@ -151,3 +151,13 @@ def test_the_first_accepted_counts_or_else_the_most_recognisable() -> None:
 def test_differences_are_named() -> None:
     assert differences(Lora(), Lora()) == "nothing"
     assert differences(Lora(), Lora(targets=("attention",))) == "targets attention (was attention, convolution)"
+
+
+def test_where_nothing_is_recognised_yet_the_nearer_attempt_is_the_better_one() -> None:
+    """Otherwise a ladder that begins at nothing would go on from its first recipe for ever."""
+    near, far = (Attempt(Lora(steps=steps), verdict("identity", identity=0.0).model_copy(update={"scores": {"identity_share": 0.0, "identity_position": position}}), "")
+                 for steps, position in ((400, 0.12), (200, 0.07)))
+    assert best([far, near]) == 1
+    assert after(far, near).steps == 800
+    assert best([near, near]) == 0
+    assert best([far, attempt(Lora(steps=100), "identity", identity=0.1)]) == 1
