@@ -116,6 +116,15 @@ def s3(running_s3: S3Server) -> Iterator[S3Server]:
     running_s3.calm()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _prefect_server() -> Iterator[None]:
+    """The server that `tests.processes` starts if a test needs one."""
+    yield
+    from tests.processes import SERVER
+
+    SERVER.stop()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

@@ -90,6 +90,29 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class PrefectServer:
+    """`prefect server` on loopback, with its database and log in `folder`, which `stop` removes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.api = f"http://127.0.0.1:{(port := free_port())}/api"
+        log_file = folder / "server.log"
+        env = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": self.api}
+        with log_file.open("w") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"], env=env,
+                                             stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for_health(f"{self.api}/health", self._process, log_file)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        _end(self._process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class MlflowServer:
     """`mlflow server` on a database; artifacts go through it into a folder."""
 
@@ -109,10 +132,15 @@ class MlflowServer:
             raise
 
     def stop(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(timeout=30)
+        _end(self._process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to a process and to what it started; SIGKILL after half a minute."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)

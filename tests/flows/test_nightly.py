@@ -29,7 +29,7 @@ def test_four_subjects_one_night_and_the_next_has_nothing_to_do(tmp_path: Path) 
     config = CONFIG + OPEN_GATE
 
     def command(*words: str) -> tuple[int, dict, str]:
-        return finish(likeness(home, *words, "--json", config=config))
+        return finish(likeness(home, *words, "--json", config=config, own_server=True))
 
     for subject, photos in (("ada", PHOTOS), ("bea", few), ("canary-cleo", empty), ("dora", PHOTOS)):
         code, row, err = command("subject", "add", subject, "--class", "man", "--photos", str(photos), "--consent", "ticket 7")

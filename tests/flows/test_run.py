@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors.torch import load
 
 from likeness.lineage import walk
 from likeness.store import LocalStore
+from tests.processes import SERVER, Warm, cold, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "demo"
@@ -40,25 +39,17 @@ OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_
 pytestmark = pytest.mark.timeout(900)
 
 
-def environment(home: Path, config: str) -> dict[str, str]:
-    home.mkdir(exist_ok=True)
-    (home / "likeness.toml").write_text(config)
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("LIKENESS_", "PREFECT_", "MLFLOW_"))}
-    return keep | {"LIKENESS_HOME": str(home), "LIKENESS_CONFIG": str(home / "likeness.toml"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def likeness(home: Path, *words: str, config: str = CONFIG, own_server: bool = False) -> Warm:
+    return Warm(words, environment(home, config, api=None if own_server else SERVER.api), home)
 
 
-def likeness(home: Path, *words: str, config: str = CONFIG) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], env=environment(home, config), cwd=home, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, Any, str]:
+def finish(process: Warm | subprocess.Popen[str]) -> tuple[int, Any, str]:
     out, err = process.communicate(timeout=600)
     return process.returncode, json.loads(out) if out else None, err
 
 
-def run(home: Path, config: str = CONFIG, photos: Path = PHOTOS) -> tuple[int, Any, str]:
-    return finish(likeness(home, "run", str(photos), "--subject", "ada", "--class", "man", "--json", config=config))
+def run(home: Path, config: str = CONFIG, photos: Path = PHOTOS, own_server: bool = False) -> tuple[int, Any, str]:
+    return finish(likeness(home, "run", str(photos), "--subject", "ada", "--class", "man", "--json", config=config, own_server=own_server))
 
 
 def published(home: Path) -> set[str]:
@@ -68,7 +59,7 @@ def published(home: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     home = tmp_path_factory.mktemp("undisturbed") / "home"
-    code, result, err = run(home, CONFIG + OPEN_GATE)
+    code, result, err = finish(cold(home, "run", str(PHOTOS), "--subject", "ada", "--class", "man", "--json", config=CONFIG + OPEN_GATE))
     assert code == 0, err
     return home, result
 
@@ -124,7 +115,7 @@ def test_each_release_has_its_own_lineage_and_a_forgotten_subject_is_nowhere(tmp
     home = tmp_path / "home"
     results = []
     for config in (CONFIG, CONFIG.replace("steps = 12", "steps = 8")):
-        code, result, err = run(home, config + OPEN_GATE)
+        code, result, err = run(home, config + OPEN_GATE, own_server=True)        # forget erases what Prefect keeps in this home
         assert code == 0, err
         results.append(result)
     assert [r["release"]["version"] for r in results] == [1, 2]
@@ -143,11 +134,11 @@ def test_each_release_has_its_own_lineage_and_a_forgotten_subject_is_nowhere(tmp
                 and ("ada" in p.relative_to(home).parts or any(w.encode() in p.read_bytes() for w in words))}
 
     assert {"store", "mlflow.db", "mlflow-artifacts", "reports", "prefect"} <= named()          # the test can fail
-    code, receipt, err = finish(likeness(home, "forget", "ada", "--yes", "--json"))
+    code, receipt, err = finish(likeness(home, "forget", "ada", "--yes", "--json", own_server=True))
     assert (code, receipt["clean"]) == (0, True), err
     assert receipt["searched_for"] > len(lineage["photos"])
     assert named() == set()
-    code, none, err = run(home, CONFIG + OPEN_GATE)
+    code, none, err = run(home, CONFIG + OPEN_GATE, own_server=True)
     assert (code, none) == (2, None)
     assert "forgotten" in err
 
@@ -194,7 +185,7 @@ def test_killed_at_every_stage_boundary_and_inside_training_it_ends_the_same(und
             checkpoints = list((home / "store" / "subjects" / "ada" / "stages" / "train").glob("*/checkpoint-*")) if "train" not in before else []
             if len(published(home)) > len(before) or (checkpoints and killed_in_training < 2):      # twice in a row inside training
                 killed_in_training += bool(checkpoints) and len(published(home)) == len(before)
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 break
             time.sleep(0.01)
         made += sorted(published(home) - before)
@@ -223,7 +214,7 @@ REFUSED = CONFIG + "\n[gate]\nmin_identity_share = 1.0\n"
 SECOND = ["train-2", "sample-2", "judge-2"]
 
 
-def twice(home: Path, config: str) -> subprocess.Popen[str]:
+def twice(home: Path, config: str) -> Warm:
     return likeness(home, "run", str(PHOTOS), "--subject", "ada", "--class", "man", "--attempts", "2", "--json", config=config)
 
 
@@ -275,7 +266,7 @@ def test_killed_between_two_attempts_it_ends_the_same(undisturbed: tuple[Path, A
     process = twice(home, REFUSED)
     while judged(home) == before and process.poll() is None:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     _out, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, err
     code, result, err = finish(twice(home, REFUSED))
