@@ -25,8 +25,7 @@ from likeness.recipe import Recipe
 from likeness.settings import Settings
 from models.captions import slots
 from models.diffusion.batches import encode
-from models.diffusion.loop import Job, fit
-from models.diffusion.methods import adapted, plan_of, step_of
+from models.diffusion.methods import adapted, train
 from models.diffusion.sampler import sample
 from models.faces import align
 from models.maquette.companions import read_class_pictures
@@ -107,7 +106,7 @@ def personalise(bench: Bench, user: User, *, recipe: Recipe, reader: slots.SlotR
                     noun=user.noun)
     seconds["prepare"] = time.monotonic() - began
     began = time.monotonic()
-    [result] = fit([Job(user.name, lambda: step_of(bench.base, inputs, recipe), plan_of(recipe))])
+    result = train(user.name, bench.base, inputs, recipe)
     if result.error is not None:
         raise result.error
     seconds["train"] = time.monotonic() - began

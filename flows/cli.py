@@ -254,7 +254,8 @@ def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release
 @app.command()
 def export(subject: Annotated[str, typer.Argument(help="A subject with a Release.")],
            form: Annotated[str, typer.Option("--format", help="diffusers (a LoRA file; of a DreamBooth adapter a whole pipeline), kohya (a LoRA file for kohya's scripts "
-                                             "and web UIs), embedding (a Textual Inversion file).")] = "diffusers",
+                                             "and web UIs), embedding (a Textual Inversion file), vae (a folder: the decoder tuned for the subject, "
+                                             "which the other formats leave behind).")] = "diffusers",
            out: Annotated[Path | None, typer.Option(help="The file, or folder, to write; default: SUBJECT-FORMAT.safetensors here.")] = None,
            as_json: Json = False, config: Config = None) -> None:
     """Write a subject's registered adapter for other programs."""

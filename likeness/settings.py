@@ -29,7 +29,7 @@ from likeness.gate import GatePolicy
 from likeness.intake.policy import IntakePolicy
 from likeness.ladder import MOST
 from likeness.once import ClaimPolicy
-from likeness.recipe import METHODS, Lora, Recipe, preset
+from likeness.recipe import METHODS, RECIPE, Recipe, preset
 from likeness.records import BatteryPrompt, Record
 from likeness.store import is_key
 
@@ -219,7 +219,7 @@ class Settings(Section):
     home: Path
     base: str = "maquette"
     base_folder: Path | None = None
-    recipe: Recipe = Lora()
+    recipe: Recipe = RECIPE.validate_python(preset("lora", "maquette"), strict=False)
     ladder: tuple[Recipe, ...] = Field((), description="recipes to try after a verdict `retry`, in this order; after them the rules of docs/ladder.md")
     max_attempts: int = Field(1, ge=1, le=MOST, description="trainings of one run at most, the first one counted; each costs what the first one did")
     battery: Battery

@@ -13,10 +13,9 @@ from likeness.recipe import Recipe
 from likeness.records import Adapter, TrainingSet
 from likeness.stages import Call, StageRef
 from likeness.store import Store, put_blob, read_blob
-from models.diffusion import checkpoint
+from models.diffusion import checkpoint, methods
 from models.diffusion.batches import encode
-from models.diffusion.loop import Checkpoint, Job, fit
-from models.diffusion.methods import as_file, plan_of, step_of
+from models.diffusion.loop import Checkpoint
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -42,19 +41,19 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
                     captions=[c.text for c in training_set.captions], class_images_MSSC=class_images, class_captions=class_captions,
                     noun=training_set.noun)
     folder = call.path.removesuffix(".json")
-    progress = tools.progress(call.stage, recipe.steps)
+    total = recipe.steps + recipe.decoder_steps
+    progress = tools.progress(call.stage, total)
 
     def report(step: int, loss: float) -> None:
         progress(step, f"loss {loss:.3f}")
-        claim.beat(f"step {step} of {recipe.steps}")
+        claim.beat(f"step {step} of {total}")
 
-    job = Job(name=call.subject, build=lambda: step_of(base, inputs, recipe), resume=newest_checkpoint(store, folder, call.key),
-              plan=plan_of(recipe), on_report=report, on_checkpoint=_keeper(store, folder, call.key))
-    [result] = fit([job])
+    result = methods.train(call.subject, base, inputs, recipe, resume=newest_checkpoint(store, folder, call.key), on_report=report,
+                           on_checkpoint=_keeper(store, folder, call.key))
     if result.error is not None:
         raise result.error
     header = {"method": recipe.method, "training_set": training_set.digest, "recipe": recipe.digest, "base": base.ref.digest, "trigger": training_set.trigger}
-    data = checkpoint.write_adapter(as_file(result.tensors), header)
+    data = checkpoint.write_adapter(methods.as_file(result.tensors), header)
     weights = put_blob(store, f"subjects/{call.subject}/adapters", data, media="application/vnd.safetensors")
     for key in list(store.list(folder + "/")):
         store.delete(key)          # the adapter is written: its checkpoints have served

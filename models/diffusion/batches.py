@@ -27,9 +27,11 @@ from models.diffusion.bases import Base
 class TrainingInputs:
     """Everything the loop reads, encoded once. CPU tensors."""
 
+    images_NSSC: Tensor           # uint8 RGB
     latents_NCHW: Tensor
     masks_NSS: Tensor             # face masks in [0, 1]
     captions: tuple[str, ...]
+    class_images_MSSC: Tensor     # uint8 RGB
     class_latents_MCHW: Tensor
     class_captions: tuple[str, ...]
     plain_captions: tuple[str, ...]     # those of the portraits, the noun in the trigger's place
@@ -59,9 +61,10 @@ def encode(base: Base, *, crops_NSSC: np.ndarray[Any, Any], masks_NSS: np.ndarra
            class_images_MSSC: np.ndarray[Any, Any], class_captions: list[str], noun: str) -> TrainingInputs:
     """Run VAE and text tower once over everything (uint8 RGB images; masks uint8, 255 = face). M may be 0."""
     plain = [without_trigger(caption, trigger=base.trigger, noun=noun) for caption in captions]
+    crops, class_images = torch.from_numpy(crops_NSSC), torch.from_numpy(class_images_MSSC)
     return TrainingInputs(
-        base.encode_images(torch.from_numpy(crops_NSSC)), torch.from_numpy(masks_NSS).float() / 255, tuple(captions),
-        base.encode_images(torch.from_numpy(class_images_MSSC)), tuple(class_captions), tuple(plain),
+        crops, base.encode_images(crops), torch.from_numpy(masks_NSS).float() / 255, tuple(captions),
+        class_images, base.encode_images(class_images), tuple(class_captions), tuple(plain),
         torch.cat([base.encode_texts(texts) for texts in (captions, class_captions, [""], plain) if texts]), noun)
 
 

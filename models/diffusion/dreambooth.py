@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Weights:
     """Other weights in networks of a base, until `close`. The base's own tensors wait beside them, untouched."""
 
     def __init__(self, base: Base, parts: tuple[str, ...]) -> None:
-        self.named: dict[str, nn.Parameter] = {f"{part}.{name}": p for part in parts for name, p in getattr(base.pipe, part).named_parameters()}
+        self.named: dict[str, nn.Parameter] = {f"{part}.{name}": p for part in parts for name, p in attrgetter(part)(base.pipe).named_parameters()}
         self._own = {name: p.data for name, p in self.named.items()}
 
     def learn(self) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from likeness.errors import RecipeError
 from likeness.recipe import DreamBooth, LowRank, NewWords, Recipe
 from models.diffusion.bases import Base
+from models.diffusion.decoder import PREFIX
 from models.diffusion.methods import adapted
 
-FORMATS = ("diffusers", "kohya", "embedding")
+FORMATS = ("diffusers", "kohya", "embedding", "vae")
 
 
 def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str) -> bytes:
@@ -30,7 +31,7 @@ def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str) -> bytes
     """
     if not isinstance(recipe, LowRank):
         raise RecipeError(f"format {form!r} holds low-rank factors, a {recipe.method} adapter has none: {_fitting(recipe)}")
-    factors = {k: v for k, v in tensors.items() if not k.startswith("vectors.")}
+    factors = {k: v for k, v in tensors.items() if not k.startswith(("vectors.", PREFIX))}
     if form == "kohya":
         return save({name: v.contiguous() for k, v in sorted(factors.items()) for name, v in _kohya(k, v, recipe.alpha)})
     scale = recipe.alpha / recipe.rank
@@ -53,6 +54,18 @@ def write_pipeline(base: Base, tensors: Mapping[str, Tensor], recipe: DreamBooth
     """The base with the adapter's weights in it, as a folder in diffusers layout: every weight has changed, so no smaller file says it."""
     with adapted(base, tensors, recipe):
         base.pipe.save_pretrained(str(folder), safe_serialization=True)
+
+
+def write_vae(base: Base, tensors: Mapping[str, Tensor], recipe: Recipe, folder: Path) -> None:
+    """The base's VAE with the tuned decoder, as a folder for `AutoencoderKL.from_pretrained`: no LoRA or embedding file carries it.
+
+    Raises:
+        RecipeError: the recipe tunes no decoder.
+    """
+    if not recipe.decoder_steps:
+        raise RecipeError("format 'vae' holds a tuned decoder, this adapter has none: the base's own VAE belongs to it")
+    with adapted(base, tensors, recipe):
+        base.pipe.vae.save_pretrained(str(folder), safe_serialization=True)
 
 
 def _fitting(recipe: Recipe) -> str:

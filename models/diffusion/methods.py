@@ -1,13 +1,15 @@
 """The four methods: what trains each, and how what was trained is put back into a base.
 
-An adapter's file holds up to three kinds of tensors: low-rank factors (`unet.*`, `text_encoder.*`, as diffusers' own LoRA files name them), vectors
-of a word (`vectors.WORD`, K x D), and differences from the base's weights (`delta.unet.*`, `delta.text_encoder.*`).
+An adapter's file holds up to four kinds of tensors: low-rank factors (`unet.*`, `text_encoder.*`, as diffusers' own LoRA files name them), vectors
+of a word (`vectors.WORD`, K x D), differences from the base's weights (`delta.unet.*`, `delta.text_encoder.*`), and those of the VAE's decoder
+(`delta.vae.*`) if the recipe tunes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ from likeness.errors import BadCheckpoint
 from likeness.recipe import DreamBooth, Lora, Pivotal, Recipe, TextualInversion
 from models.diffusion.bases import Base
 from models.diffusion.batches import TrainingInputs
+from models.diffusion.decoder import PARTS, PREFIX, DecoderStep, decoder_plan
 from models.diffusion.dreambooth import DreamBoothStep, Weights
-from models.diffusion.loop import Plan, Step
+from models.diffusion.loop import Checkpoint, FitResult, Job, Plan, Step, fit
 from models.diffusion.lora import Factors, LoraStep, must_fit
 from models.diffusion.pivotal import PivotalStep
 from models.diffusion.textual_inversion import TextualInversionStep, Words
@@ -38,6 +41,20 @@ def plan_of(recipe: Recipe) -> Plan:
     return Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm, checkpoint_every=recipe.checkpoint_every)
 
 
+def train(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, *, resume: Checkpoint | None = None,
+          on_report: Callable[[int, float], None] = lambda step, loss: None, on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None) -> FitResult:
+    """A whole training: the method's job, then the decoder's if the recipe has one. The result's losses are the method's, its tensors are of both.
+
+    `on_report` is told (step, loss) of both, steps counted through; only the method's job writes checkpoints and resumes.
+    """
+    jobs = [Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, on_report=on_report, on_checkpoint=on_checkpoint)]
+    if recipe.decoder_steps:
+        jobs.append(Job(name, lambda: DecoderStep(base, inputs, recipe), decoder_plan(recipe), on_report=lambda step, loss: on_report(recipe.steps + step, loss)))
+    first, *others = (fit([job])[0] for job in jobs)
+    failed = next((r.error for r in (first, *others) if r.error is not None), None)
+    return replace(first, tensors={k: v for r in (first, *others) for k, v in r.tensors.items()}, error=failed)
+
+
 def as_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as an adapter's file has them: factors and differences in fp16, the few vectors in fp32.
 
@@ -53,15 +70,21 @@ def adapted(base: Base, tensors: Mapping[str, Tensor], recipe: Recipe) -> Iterat
     Raises:
         BadCheckpoint: the tensors are not those of this recipe on this base.
     """
-    parts: dict[str, dict[str, Tensor]] = {"delta": {}, "vectors": {}, "factors": {}}
+    parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "delta": {}, "vectors": {}, "factors": {}}
     for key, tensor in tensors.items():
-        kind = key.partition(".")[0]
+        kind = "decoder" if key.startswith(PREFIX) else key.partition(".")[0]
         parts[kind if kind in parts else "factors"][key.removeprefix("delta.").removeprefix("vectors.")] = tensor
     wanted = {"dreambooth": {"delta"}, "lora": {"factors"}, "textual_inversion": {"vectors"}, "pivotal": {"factors", "vectors"}}[recipe.method]
+    if recipe.decoder_steps:
+        wanted = wanted | {"decoder"}
     if {kind for kind, held in parts.items() if held} != wanted:
         raise BadCheckpoint(f"this adapter holds {', '.join(sorted(k for k, v in parts.items() if v)) or 'nothing'}, a {recipe.method} adapter is "
                             f"{' and '.join(sorted(wanted))}: name the recipe it came from")
     with ExitStack() as stack:
+        if recipe.decoder_steps:
+            decoder = Weights(base, PARTS)
+            stack.callback(decoder.close)
+            decoder.shift(parts["decoder"])
         if isinstance(recipe, DreamBooth):
             weights = Weights(base, ("unet", "text_encoder") if recipe.text_encoder else ("unet",))
             stack.callback(weights.close)

@@ -49,6 +49,16 @@ def mask_weight(mask_BHW: Tensor, *, height: int, width: int, background: float)
     return weight / weight.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
+def reconstruction_loss(made_BCHW: Tensor, real_BCHW: Tensor, weight: Tensor) -> Tensor:
+    """What a decoder is asked for: L1 + squared error + error of the image gradients, weighted per pixel; in fp32, images in [-1, 1].
+
+    `weight` is (S, S) or (B, 1, S, S), with mean 1.
+    """
+    error = made_BCHW.float() - real_BCHW
+    across, down = (error[..., 1:] - error[..., :-1]).abs(), (error[..., 1:, :] - error[..., :-1, :]).abs()
+    return (weight * (error.abs() + 2 * error.square())).mean() + 0.5 * ((weight[..., 1:] * across).mean() + (weight[..., 1:, :] * down).mean())
+
+
 def loss_per_image(made_BCHW: Tensor, target_BCHW: Tensor, weight_B: Tensor, pixel_weight_B1HW: Tensor | None) -> Tensor:
     """Weighted squared error of each image (B,), in fp32."""
     error = (made_BCHW.float() - target_BCHW.float()).square()

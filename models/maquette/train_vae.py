@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.diffusion.objective import reconstruction_loss
 from models.maquette import data
 from models.maquette.training import Place, Plan, Trained, adamw, fit, picture_sheet, pixels, split
 
@@ -112,13 +113,6 @@ def window(plan: Plan, rng: np.random.Generator, *, grid: int = 1) -> tuple[slic
     low, high = (free // 4, free - free // 4) if rng.random() < FACE_WINDOWS else (0, free)
     top, left = (int(n) // grid * grid for n in rng.integers(low, high + 1, 2))
     return slice(top, top + plan.vae_window_px), slice(left, left + plan.vae_window_px)
-
-
-def reconstruction_loss(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
-    """L1 + squared error + error of the image gradients, weighted."""
-    error = made.float() - real
-    across, down = (error[..., 1:] - error[..., :-1]).abs(), (error[..., 1:, :] - error[..., :-1, :]).abs()
-    return (weight * (error.abs() + 2 * error.square())).mean() + 0.5 * ((weight[:, 1:] * across).mean() + (weight[1:] * down).mean())
 
 
 @torch.no_grad()

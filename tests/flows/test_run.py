@@ -26,6 +26,7 @@ steps = 12
 checkpoint_every = 4
 batch = 2
 rank = 4
+decoder_steps = 4
 targets = ["attention"]
 [sampling]
 steps = 4
@@ -278,7 +279,7 @@ def test_killed_between_two_attempts_it_ends_the_same(undisturbed: tuple[Path, A
 
 def test_an_accepted_second_attempt_is_registered_with_its_own_recipe_and_lineage(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
     home = elsewhere(undisturbed[0], tmp_path / "home")
-    written = 'ladder = [{method = "lora", steps = 12, checkpoint_every = 4, batch = 2, rank = 4, targets = ["attention"]}]\n'
+    written = 'ladder = [{method = "lora", steps = 12, checkpoint_every = 4, batch = 2, rank = 4, decoder_steps = 4, targets = ["attention"]}]\n'
     spoilt = CONFIG.replace("steps = 12", "steps = 1\nlearning_rate = 0.5")                       # not one face is left
     code, result, err = finish(twice(home, written + spoilt + "\n[gate]\nmin_identity_share = 0.0\nmax_copy_share = 1.0\n"))
     assert code == 0, err

@@ -81,7 +81,7 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (Lora(steps=50, objective=Objective(prior_weight=0.0)), "copies", Lora(steps=50, objective=Objective(prior="dop")), "prior dop"),
     (DreamBooth(steps=50), "faces", DreamBooth(steps=50, learning_rate=1.5e-4), "learning rate 0.00015 (was 0.0003)"),
     (TextualInversion(), "copies", TextualInversion(steps=100), "steps 100"),
-    (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7), "pivotal instead of textual_inversion"),
+    (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7, decoder_steps=100), "pivotal instead of textual_inversion"),
     (DreamBooth(steps=800, objective=Objective(caption_dropout=0.2)), "identity", Pivotal(objective=Objective(caption_dropout=0.2)), "pivotal instead of dreambooth"),
     (Lora(), "diversity", Lora(objective=Objective(prior="dop")), "prior dop"),
     (Lora(), "editability", Lora(steps=100), "steps 100"),

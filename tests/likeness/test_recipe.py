@@ -76,7 +76,8 @@ def test_the_pivot_leaves_at_least_one_step_of_tuning(steps: int, share: float, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_presets_are_recipes(method: str) -> None:
-    assert RECIPE.validate_python(preset(method, "maquette"), strict=False) == METHODS[method]()  # type: ignore[call-arg]
+    decoder = {} if method == "textual_inversion" else {"decoder_steps": 100}
+    assert RECIPE.validate_python(preset(method, "maquette"), strict=False) == METHODS[method](**decoder)  # type: ignore[call-arg]
     for base, of_base in PRESETS.items():
         recipe = RECIPE.validate_python(preset(method, base), strict=False)
         assert (recipe.method, recipe.base) == (method, base)
@@ -86,3 +87,10 @@ def test_presets_are_recipes(method: str) -> None:
 def test_every_learning_rate_says_where_it_comes_from() -> None:
     for kind in (DreamBooth, Lora, TextualInversion, Pivotal):
         assert kind.model_fields["learning_rate"].description
+
+
+def test_a_decoder_that_stays_as_it_is_leaves_no_trace_in_a_recipe() -> None:
+    assert "decoder" not in Lora().model_dump_json()
+    assert Lora(decoder_steps=100).digest != Lora().digest
+    with pytest.raises(ValidationError, match="decoder_learning_rate is for a recipe with decoder_steps"):
+        Lora(decoder_learning_rate=1e-3)

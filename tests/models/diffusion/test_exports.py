@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load
 
 from likeness.errors import RecipeError
 from likeness.recipe import DreamBooth, Lora, Pivotal, Recipe, TextualInversion
 from models.diffusion import bases
 from models.diffusion.batches import encode
-from models.diffusion.exports import embedding_file, lora_file, write_pipeline
-from models.diffusion.methods import adapted, as_file, step_of
+from models.diffusion.exports import embedding_file, lora_file, write_pipeline, write_vae
+from models.diffusion.methods import adapted, as_file, step_of, train
 from models.maquette.companions import read_class_pictures
 
 LORA = Lora(rank=2, alpha=1.0, targets=("attention", "convolution", "text_encoder"))
@@ -114,6 +114,21 @@ def test_a_dreambooth_adapter_becomes_a_whole_pipeline(base: bases.Base, tmp_pat
     pipe.set_progress_bar_config(disable=True)
     assert torch.allclose(latents(pipe, "zqaa woman"), wanted, atol=1e-5)
     assert (plain - wanted).abs().max() > 0.1
+
+
+def test_a_tuned_decoder_leaves_as_a_vae_and_not_in_a_lora_file(base: bases.Base, tmp_path: Path) -> None:
+    recipe = Lora(steps=1, batch=1, rank=2, decoder_steps=3)
+    pictures, captions = read_class_pictures("woman", side_px=128)
+    inputs = encode(base, crops_NSSC=pictures[:1], masks_NSS=pictures[:1, ..., 0], captions=["zqaa woman"], class_images_MSSC=pictures[1:2],
+                    class_captions=captions[1:2], noun="woman")
+    tensors = as_file(train("ada", base, inputs, recipe).tensors)
+    assert all(name.startswith("unet.") for name in load(lora_file(tensors, recipe, "diffusers")))
+    write_vae(base, tensors, recipe, tmp_path / "vae")
+    vae = AutoencoderKL.from_pretrained(str(tmp_path / "vae"), local_files_only=True, use_safetensors=True)
+    with torch.no_grad(), adapted(base, tensors, recipe):
+        assert torch.allclose(vae.decode(inputs.latents_NCHW).sample, base.pipe.vae.decode(inputs.latents_NCHW).sample, atol=1e-5)
+    with pytest.raises(RecipeError, match="has none"):
+        write_vae(base, {}, Lora(), tmp_path / "none")
 
 
 @pytest.mark.parametrize(("recipe", "form", "words"), [

@@ -13,9 +13,10 @@ from likeness.errors import BadCheckpoint, NonFiniteLoss
 from likeness.recipe import METHODS, DreamBooth, InversionObjective, Lora, Objective, Pivotal, Recipe, TextualInversion
 from models.diffusion import bases, checkpoint, objective
 from models.diffusion.batches import Batches, TrainingInputs, encode, without_trigger
+from models.diffusion.decoder import PREFIX, DecoderStep, decoder_plan
 from models.diffusion.loop import Checkpoint, Job, Plan, fit, learning_rate
 from models.diffusion.lora import Factors
-from models.diffusion.methods import STEPS, adapted, as_file, plan_of, step_of
+from models.diffusion.methods import STEPS, adapted, as_file, plan_of, step_of, train
 from models.diffusion.sampler import sample
 from models.maquette.companions import read_class_pictures
 
@@ -236,7 +237,7 @@ def test_output_preservation_costs_nothing_until_something_was_learnt(base: base
 
 
 def test_output_preservation_trains_without_class_pictures_and_resumes(base: bases.Base, inputs: TrainingInputs) -> None:
-    none = dataclasses.replace(inputs, class_latents_MCHW=inputs.class_latents_MCHW[:0], class_captions=(),
+    none = dataclasses.replace(inputs, class_images_MSSC=inputs.class_images_MSSC[:0], class_latents_MCHW=inputs.class_latents_MCHW[:0], class_captions=(),
                                texts_KTD=torch.cat([inputs.texts_KTD[:3], inputs.texts_KTD[6:]]))
     recipe = LORA.model_copy(update={"objective": Objective(prior="dop"), "steps": 4, "checkpoint_every": 2})
     kept: list[Checkpoint] = []
@@ -263,6 +264,44 @@ def test_a_base_in_half_precision_is_trained_in_full(inputs: TrainingInputs, rec
     with adapted(half, as_file(result.tensors), recipe):
         assert half.unet.dtype == torch.bfloat16
         sample(half, ["zqaa man"], [0], steps=1)
+
+
+def reconstruction_error(base: bases.Base, inputs: TrainingInputs) -> float:
+    real = inputs.images_NSSC.permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        made = base.pipe.vae.decode(inputs.latents_NCHW / base.pipe.vae.config.scaling_factor).sample
+    return float((inputs.masks_NSS[:, None] * (made - real).abs()).mean())
+
+
+@pytest.mark.parametrize("name", ["lora", "dreambooth", "textual inversion"])
+def test_a_tuned_decoder_draws_the_faces_better_and_leaves_with_its_adapter(base: bases.Base, inputs: TrainingInputs, name: str) -> None:
+    recipe = RECIPES[name].model_copy(update={"steps": 2, "decoder_steps": 30})
+    told: list[int] = []
+    untuned = reconstruction_error(base, inputs)
+    result = train("ada", base, inputs, recipe, on_report=lambda step, loss: told.append(step))
+    assert result.error is None
+    assert (result.steps, [s for s, _ in result.losses], told) == (2, [2], [2, 12, 22, 32])       # the curve is the method's, the bar counts through
+    assert is_itself(base)
+    again = train("ada", base, inputs, recipe)
+    assert same(again.tensors, result.tensors)
+    with adapted(base, as_file(result.tensors), recipe):
+        assert reconstruction_error(base, inputs) < 0.98 * untuned
+    assert is_itself(base)
+    assert reconstruction_error(base, inputs) == untuned
+    without = {k: v for k, v in result.tensors.items() if not k.startswith(PREFIX)}
+    assert 0 < len(without) < len(result.tensors)
+    with pytest.raises(BadCheckpoint, match="decoder"), adapted(base, without, recipe):
+        pass
+
+
+def test_the_decoder_learns_class_pictures_too_where_there_are_some(base: bases.Base, inputs: TrainingInputs) -> None:
+    none = dataclasses.replace(inputs, class_images_MSSC=inputs.class_images_MSSC[:0], class_latents_MCHW=inputs.class_latents_MCHW[:0], class_captions=())
+    recipe = LORA.model_copy(update={"decoder_steps": 1})
+    results = [fit([Job("ada", lambda i=i: DecoderStep(base, i, recipe), decoder_plan(recipe))])[0] for i in (inputs, none)]
+    assert [r.error for r in results] == [None, None]
+    assert not same(results[0].tensors, results[1].tensors)
+    assert all(k.startswith(PREFIX) for r in results for k in r.tensors)
+    assert is_itself(base)
 
 
 def test_the_rate_of_a_group_warms_up_where_it_begins() -> None:

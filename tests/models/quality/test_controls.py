@@ -12,14 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from likeness.gate import GatePolicy, judge
-from likeness.recipe import Lora
+from likeness.recipe import RECIPE, Recipe, preset
 from likeness.records import Verdict
 from likeness.settings import load_settings
 from models.diffusion import bases
 from models.diffusion.bases import Base
 from models.diffusion.batches import TrainingInputs, encode
+from models.diffusion.decoder import DecoderStep, decoder_plan
 from models.diffusion.loop import Job, fit
-from models.diffusion.methods import adapted, plan_of, step_of
+from models.diffusion.methods import adapted, step_of, train
 from models.diffusion.sampler import sample
 from models.faces import align
 from models.faces.tools import FaceTools, dlib_tools
@@ -94,7 +95,12 @@ def test_pictures_of_somebody_else_are_refused_for_identity(demo: tuple[list[Pic
     assert codes(found) == {"identity"}
 
 
-def drawn(base: Base, tensors: dict[str, Tensor], recipe: Lora) -> tuple[list[Picture], list[str]]:
+def shipped() -> Recipe:
+    """The recipe of `make demo`: decoder and all."""
+    return RECIPE.validate_python(preset("lora", "maquette"), strict=False)
+
+
+def drawn(base: Base, tensors: dict[str, Tensor], recipe: Recipe) -> tuple[list[Picture], list[str]]:
     """The whole default battery with an adapter, as the stage `sample` draws it; and the samples' categories."""
     settings = load_settings()
     wanted = settings.battery.every()
@@ -111,10 +117,13 @@ def inputs(base: Base, crops: list[Picture], tools: FaceTools) -> TrainingInputs
 
 
 def test_an_adapter_of_zero_steps_is_refused_for_identity(demo: tuple[list[Picture], NDArray[np.float32]], tools: FaceTools) -> None:
-    base, recipe = bases.load("maquette"), Lora()
-    method = step_of(base, inputs(base, demo[0][2:], tools), recipe)
+    base, recipe = bases.load("maquette"), shipped()
+    material = inputs(base, demo[0][2:], tools)
+    method = step_of(base, material, recipe)
     untrained = method.export()
     method.close()
+    [decoder] = fit([Job("decoder", lambda: DecoderStep(base, material, recipe), decoder_plan(recipe))])        # the decoder alone makes nobody of a stranger
+    untrained |= decoder.tensors
     images, categories = drawn(base, untrained, recipe)
     found = verdict(images, demo, tools, training=slice(2, None), categories=categories)
     assert found.kind == "retry"
@@ -124,9 +133,8 @@ def test_an_adapter_of_zero_steps_is_refused_for_identity(demo: tuple[list[Pictu
 
 def test_an_adapter_of_another_user_is_refused_for_identity(demo: tuple[list[Picture], NDArray[np.float32]], tools: FaceTools, rendered_users: Path) -> None:
     other = portraits(rendered_users / "900010", tools)
-    base, recipe = bases.load("maquette"), Lora()
-    material = inputs(base, other[0][2:10], tools)
-    [trained] = fit([Job("other", lambda: step_of(base, material, recipe), plan_of(recipe))])
+    base, recipe = bases.load("maquette"), shipped()
+    trained = train("other", base, inputs(base, other[0][2:10], tools), recipe)
     assert trained.error is None
     images, categories = drawn(base, trained.tensors, recipe)
     found = verdict(images, demo, tools, training=slice(2, None), categories=categories)
