@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import cli_nights
+from flows import cli_nights, cli_operating
 from flows.terminal import Config, Json, bars, enrolment_of, err, print_json, watching
 from likeness.errors import LikenessError, RecipeError
 from likeness.intake.sources import open_source
@@ -25,6 +25,7 @@ Attempts = Annotated[int | None, typer.Option("--attempts", help="How many train
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
 app.add_typer(cli_nights.subjects)
 app.command()(cli_nights.nightly)
+app.command()(cli_operating.deploy)
 EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
 
 

@@ -13,10 +13,12 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from flows.personalize import personalize
@@ -32,12 +34,22 @@ log = logging.getLogger(__name__)
 NOT_ASKED = "0" * 64            # of a turn that ended before its photos could be read
 
 
-@flow(name="nightly", flow_run_name="night {night}", persist_result=False, validate_parameters=False)
-def nightly(night: str, limit: int | None = None, deadline_s: float | None = None) -> dict[str, Any]:
+def _tonight() -> str:
+    """Id of a night that was not named: the date (UTC) for which the run was scheduled, so that one that is run again after a crash joins its own night."""
+    scheduled: datetime = flow_run.scheduled_start_time
+    return scheduled.astimezone(UTC).date().isoformat()
+
+
+def _name_of_run() -> str:
+    return f"night {flow_run.parameters.get('night') or _tonight()}"
+
+
+@flow(name="nightly", flow_run_name=_name_of_run, persist_result=False, validate_parameters=False)
+def nightly(night: str | None = None, limit: int | None = None, deadline_s: float | None = None) -> dict[str, Any]:
     """Personalise everybody who is due.
 
     Args:
-        night: id of the night; the same id again joins it.
+        night: id of the night; the same id again joins it. None: the date (UTC) for which the run was scheduled.
         limit: subjects at most; the others are deferred.
         deadline_s: after so many seconds no further subject is begun; the others are deferred.
 
@@ -47,7 +59,7 @@ def nightly(night: str, limit: int | None = None, deadline_s: float | None = Non
     Raises:
         InputError: if that is no id of a night.
     """
-    check_night(night)
+    night = check_night(night or _tonight())
     tools = runtime()
     began, policy = time.monotonic(), tools.settings.night
     tonight: dict[str, Outcome] = {}

@@ -62,6 +62,19 @@ def keep_to_home(home: Path) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
+def prefect_address() -> str:
+    """Where the Prefect server is that stays.
+
+    Raises:
+        RecipeError: if nobody said.
+    """
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        raise RecipeError("PREFECT_API_URL is not set, and a schedule needs a server that stays: set it to your server's address, "
+                          "for example http://prefect.internal:4200/api")
+    return address
+
+
 @contextmanager
 def bars() -> Iterator[Any]:
     """A function (stage, done, total, words) that draws one bar for each stage, on standard error."""

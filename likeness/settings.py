@@ -38,6 +38,7 @@ PREFIX = "LIKENESS_"
 NOT_SETTINGS = {"LIKENESS_CONFIG", "LIKENESS_REQUIRE_ALL"}
 # Kubernetes sets these in every pod beside a Service named "likeness" or "likeness-...": nobody chose them.
 _KUBERNETES = re.compile(r"LIKENESS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+POOL = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 CATEGORIES = ("plain", "expression", "clothes", "place", "style", "accessories")
 
 
@@ -213,6 +214,27 @@ class NightPolicy(Section):
     max_failed_share: float = Field(0.2, ge=0, le=1, description="share of the subjects tried that may fail for reasons of ours before the night counts as failed")
 
 
+class Deploy(Section):
+    """What `likeness deploy` makes on a Prefect server: two work pools of type `process`, and which of them the flows run on."""
+
+    cpu_pool: str = Field("cpu", pattern=POOL, description="work pool of flows that train nothing")
+    cpu_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers")
+    gpu_pool: str = Field("gpu", pattern=POOL, description="work pool of flows that train")
+    gpu_slots: int = Field(1, ge=1, le=1000, description="flow runs of that pool at once, over all its workers: one for each GPU")
+    trains_on: Literal["cpu", "gpu"] = Field("gpu", description="the pool on which `nightly` and `personalize` run")
+
+    @model_validator(mode="after")
+    def _two_pools(self) -> Self:
+        if self.cpu_pool == self.gpu_pool:
+            raise ValueError(f"two names, because each pool has its own limit; cpu_pool and gpu_pool are both {self.cpu_pool!r}")
+        return self
+
+    @property
+    def training_pool(self) -> str:
+        """Name of the pool that trains."""
+        return self.gpu_pool if self.trains_on == "gpu" else self.cpu_pool
+
+
 class Settings(Section):
     """All settings, checked."""
 
@@ -231,6 +253,7 @@ class Settings(Section):
     claims: ClaimPolicy = ClaimPolicy()
     schedule: Schedule = Schedule()
     night: NightPolicy = NightPolicy()
+    deploy: Deploy = Deploy()
     sampling: Sampling = Sampling()
 
     _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)
