@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.terminal import Config, Json, enrolment_of, print_json, watching
 from likeness.errors import InputError
 from likeness.intake.sources import STORE_SCHEME
+from likeness.night import check_night
 from likeness.settings import load_settings
 
 if TYPE_CHECKING:
@@ -27,11 +28,8 @@ def nightly(night: Annotated[str | None, typer.Option("--id", help="Id of the ni
             hours: Annotated[float | None, typer.Option(min=0, help="After so many hours no further subject is begun.")] = None,
             as_json: Json = False, config: Config = None) -> None:
     """Personalise everybody who is due: new, changed, or failed last time. Exit 0 unless too many failed for reasons that are not theirs. Run it again after a crash."""
-    from datetime import UTC, datetime
-
-    from likeness.night import check_night
-
-    night = check_night(night or datetime.now(UTC).date().isoformat())
+    if night is not None:
+        check_night(night)                                       # before anything is started
     with watching(load_settings(config)):
         from flows.nightly import nightly as personalize_all
 
@@ -39,7 +37,7 @@ def nightly(night: Annotated[str | None, typer.Option("--id", help="Id of the ni
     if as_json:
         print_json(report)
     else:
-        table = Table("subject", "outcome", "why", title=f"night {night}: {'ok' if report['ok'] else 'TOO MANY FAILED'}")
+        table = Table("subject", "outcome", "why", title=f"night {report['night']}: {'ok' if report['ok'] else 'TOO MANY FAILED'}")
         for line in report["accepted"]:
             table.add_row(line["subject"], "accepted", f"version {line['version']}")
         for line in (*report["refused"], *report["failed"]):

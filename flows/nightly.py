@@ -68,15 +68,11 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
     settings = _what_counts(tools)
     for subject in enrolled(tools.store):
         with _turn(tools, subject, night, tonight):
-            enrolment, last = tools.standing(subject), last_outcome(tools.store, subject)
-            if enrolment.paused:
-                left["paused"].append(subject)
-                continue
-            asked = asked_of(enrolment, photos=source_digest(open_source(enrolment.source, store=tools.store, policy=tools.settings.intake)), settings=settings)
-            why = why_not_due(last, asked, set_aside_after=policy.set_aside_after)
+            last = last_outcome(tools.store, subject)
+            why, asked = _why_not(tools, subject, last, settings)
             if why is None:
                 due.append((subject, last, asked))
-            elif last is not None and last.night == night:
+            elif why != "paused" and last is not None and last.night == night:
                 tonight[subject] = last                          # an earlier start of this night did it
             else:
                 left[why].append(subject)
@@ -101,6 +97,39 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
             "failed": [{"subject": s, "ours": o.ours, "failures": o.failures, "reasons": [r.plain() for r in o.reasons]} for s, o in sorted(tonight.items())
                        if o.kind == "failed"],
             **{why: sorted(who) for why, who in left.items()}}
+
+
+def due_now(tools: Tools) -> tuple[list[str], dict[str, list[str]]]:
+    """Whom a night that began now would try, in its order, and who would be left alone, by reason. Reads and hashes all photos; writes nothing.
+
+    Subjects whose photos or records cannot be read are due: the night says what is wrong with them.
+    """
+    due: list[tuple[tuple[int, str], str]] = []
+    left: dict[str, list[str]] = {"unchanged": [], "paused": [], "set_aside": []}
+    subjects = enrolled(tools.store)
+    settings = _what_counts(tools) if subjects else {}
+    for subject in subjects:
+        last = _last(tools, subject)
+        try:
+            why, _ = _why_not(tools, subject, last, settings)
+        except SubjectForgotten:
+            continue
+        except (LikenessError, ValidationError, OSError):
+            why = None
+        if why is None:
+            due.append((priority(last), subject))
+        else:
+            left[why].append(subject)
+    return [subject for _, subject in sorted(due)], left
+
+
+def _why_not(tools: Tools, subject: str, last: Outcome | None, settings: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Why a subject has no turn in one word, None if they have one; and what would be asked."""
+    enrolment = tools.standing(subject)
+    if enrolment.paused:
+        return "paused", NOT_ASKED
+    asked = asked_of(enrolment, photos=source_digest(open_source(enrolment.source, store=tools.store, policy=tools.settings.intake)), settings=settings)
+    return why_not_due(last, asked, set_aside_after=tools.settings.night.set_aside_after), asked
 
 
 def _what_counts(tools: Tools) -> dict[str, Any]:

@@ -80,6 +80,12 @@ def note_night(store: Store, night: Night) -> None:
     _replace(store, f"nights/{check_night(night.night)}.json", night.model_dump_json().encode())
 
 
+def last_nights(store: Store, count: int) -> list[Night]:
+    """The numbers of the last nights by their ids, which are dates unless somebody named them; newest first."""
+    found = (store.get(key) for key in sorted(store.list("nights/"), reverse=True)[:count])
+    return [Night.read(data) for data in found if data is not None]
+
+
 def why_not_due(outcome: Outcome | None, asked: str, *, set_aside_after: int) -> str | None:
     """Why a subject has nothing to do tonight, in one word; None if they are due.
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def environment(home: Path, config: str) -> dict[str, str]:
     return keep | {"LIKENESS_HOME": str(home), "LIKENESS_CONFIG": str(home / "likeness.toml"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def likeness(home: Path, *words: str, config: str = CONFIG) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], env=environment(home, config), cwd=home, text=True,
+def likeness(home: Path, *words: str, config: str = CONFIG, more: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "flows.cli", *words], env=environment(home, config) | dict(more or {}), cwd=home, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
