@@ -135,7 +135,7 @@ def as_prefect_yaml(plan: Plan) -> str:
     head += ["#   prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml"]
     deployments = []
     for d in plan.deployments:
-        entry: dict[str, Any] = {"name": NAME, "description": d.description, "tags": TAGS, "entrypoint": d.entrypoint, "work_pool": {"name": d.pool}}
+        entry: dict[str, Any] = {"name": NAME, "description": d.description, "tags": [*TAGS], "entrypoint": d.entrypoint, "work_pool": {"name": d.pool}}
         if d.cron is not None:
             entry["schedules"] = [{"cron": d.cron, "timezone": d.timezone, "slug": SLUG}]
         deployments.append(entry)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +54,8 @@ def watching(settings: Settings) -> Iterator[Any]:
 
 def keep_to_home(home: Path) -> None:
     """Let this process's Prefect write below Likeness's home only; what the environment says already counts. Before Prefect is imported."""
+    with suppress(OSError):                    # Prefect makes its own folder, but not the one above it; where neither can be made it says so
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")    # 20 to 40 s on a busy machine
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
