@@ -42,7 +42,8 @@ def nightly(night: Annotated[str | None, typer.Option("--id", help="Id of the ni
             table.add_row(line["subject"], "accepted", f"version {line['version']}")
         for line in (*report["refused"], *report["failed"]):
             table.add_row(line["subject"], line.get("verdict", "failed"), escape("; ".join(r["message"] for r in line["reasons"])))
-        Console().print(table, ", ".join(f"{why} {len(report[why])}" for why in ("deferred", "set_aside", "paused", "unchanged")))
+        Console().print(table, ", ".join(f"{why} {len(report[why])}" for why in ("deferred", "set_aside", "paused", "unchanged")),
+                        *([f"page: {report['page']}"] if report["page"] else []), sep="\n", soft_wrap=True)
     raise typer.Exit(0 if report["ok"] else 1)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -22,10 +24,13 @@ from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from flows.personalize import personalize
-from likeness.errors import InputError, LikenessError, SubjectForgotten, TransientError
+from likeness.errors import InputError, LikenessError, SubjectForgotten, TransientError, translated
 from likeness.intake.sources import open_source
-from likeness.night import Outcome, asked_of, check_night, enrolled, last_outcome, note_night, note_outcome, priority, summary, why_not_due
+from likeness.night import Night, Outcome, asked_of, check_night, enrolled, last_outcome, note_night, note_outcome, priority, summary, why_not_due
+from likeness.night_registry import show_night
 from likeness.records import Reason
+from likeness.report import render_night
+from likeness.version import code_version
 from tasks.ingesting import source_digest
 from tasks.runtime import Tools, runtime
 
@@ -86,17 +91,37 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
             tonight[subject] = _answer(personalize(subject), night, asked)
             note_outcome(tools.store, subject, tonight[subject])
     tools.watch("night", len(due), max(1, len(due)), "")
-    numbers = summary(night, tonight, others={why: len(who) for why, who in left.items()}, max_failed_share=policy.max_failed_share)
+    numbers = summary(night, tonight, others={why: len(who) for why, who in left.items()}, max_failed_share=policy.max_failed_share,
+                      took_s=round(time.monotonic() - began, 3))
     note_night(tools.store, numbers)
+    page = _show(tools, numbers)
     create_table_artifact(key="night", description=f"night {night}: {'ok' if numbers.ok else 'too many failed'}",
                           table=[{"outcome": name, "subjects": count} for name, count in numbers.counts.items()])
-    return {"night": night, "ok": numbers.ok, "counts": dict(numbers.counts), "seconds": dict(numbers.seconds),
+    return {"night": night, "ok": numbers.ok, "page": None if page is None else str(page), "counts": dict(numbers.counts), "seconds": dict(numbers.seconds),
             "accepted": [{"subject": s, "version": o.version} for s, o in sorted(tonight.items()) if o.kind == "accepted"],
             "refused": [{"subject": s, "verdict": o.kind, "reasons": [r.plain() for r in o.reasons]} for s, o in sorted(tonight.items())
                         if o.kind not in ("accepted", "failed")],
             "failed": [{"subject": s, "ours": o.ours, "failures": o.failures, "reasons": [r.plain() for r in o.reasons]} for s, o in sorted(tonight.items())
                        if o.kind == "failed"],
             **{why: sorted(who) for why, who in left.items()}}
+
+
+def _show(tools: Tools, numbers: Night) -> Path | None:
+    """The night as a page below the home, and in MLflow. Neither is worth failing a night for: what could not be shown is logged."""
+    html = render_night(numbers, code=code_version())
+    path = tools.settings.home / "nights" / f"{numbers.night}.html"
+    shown: Path | None = None
+    try:
+        with translated("writing the night's page"):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(html, encoding="utf-8")
+            part.replace(path)
+        shown = path
+        show_night(tools.registry, numbers, html)
+    except LikenessError as e:
+        log.error("night %s: its %s could not be written (%s)", numbers.night, "page" if shown is None else "run in MLflow", e.code)
+    return shown
 
 
 def due_now(tools: Tools) -> tuple[list[str], dict[str, list[str]]]:

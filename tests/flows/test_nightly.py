@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def test_four_subjects_one_night_and_the_next_has_nothing_to_do(tmp_path: Path) 
     assert night["counts"]["accepted"] == 1
     assert night["seconds"]["train"] > 0
     assert b"ada" not in (home / "store" / "nights" / "n1.json").read_bytes()
+    page = Path(night["page"]).read_text()
+    assert "4 enrolled, 1 accepted" in page
+    assert [subject for subject in ("ada", "bea", "canary-cleo", "dora") if re.search(rf"\b{subject}\b", page)] == []
     code, joined, err = command("nightly", "--id", "n1")
     assert (code, joined["accepted"], joined["refused"]) == (0, night["accepted"], night["refused"]), err
     shutil.copy(PHOTOS / "01.jpg", few)                         # new photos: due again
