@@ -1,10 +1,12 @@
-"""`likeness deploy`, `up`, `status`, `down`: what the nights need, on a server and on this machine."""
+"""`likeness deploy`, `up`, `status`, `down`, `recover`: what the nights need, on a server and on this machine."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +20,7 @@ from likeness.settings import Settings, load_settings, own_file
 
 if TYPE_CHECKING:
     from flows.deploying import Difference
+    from flows.recovering import LostRun
     from flows.services import Seen
     from tasks.runtime import Tools
 
@@ -112,6 +115,46 @@ def down(as_json: Json = False, config: Config = None) -> None:
         print_json({"stopped": names})
     elif not names:
         typer.echo("nothing to stop: `likeness up` started nothing in this home")
+
+
+def recover(yes: Annotated[bool, typer.Option("--yes", help="Declare runs whose worker is gone as crashed; without it they are only listed.")] = False,
+            as_json: Json = False, config: Config = None) -> None:
+    """What a crash left behind: runs that hold a slot of a pool though their worker is gone, and claims, which the next run takes over by itself."""
+    from flows import services
+    from likeness.once import held_claims
+    from tasks.runtime import Tools
+
+    settings = load_settings(config)
+    keep_to_home(settings.home)
+    claims = held_claims(Tools(settings).store)
+    address = os.environ.get("PREFECT_API_URL") or (services.prefect_api(settings) if services.started_prefect(settings) else None)
+    lost, declared = _lost(address, settings, yes) if address is not None else ([], [])
+    if as_json:
+        print_json({"server": address, "runs": [r.as_json() for r in lost], "declared_crashed": [str(r.id) for r in declared], "claims": [asdict(c) for c in claims]})
+        return
+    for run in lost:
+        words = "declared crashed" if run in declared else "it ended by itself meanwhile" if yes else "holds a slot: add --yes to declare it crashed"
+        Console().print(f"run {run.name}: {run.state}, worker {run.worker} of pool {run.pool} is gone; {words}", markup=False, highlight=False, soft_wrap=True)
+    told = {True: "its process lives", False: "its process is dead; the next run takes it over", None: "of another machine; if it is silent, it is taken over after its TTL"}
+    for claim in claims:
+        Console().print(f"claim {claim.stage} of {claim.subject}: attempt {claim.attempt}, {claim.progress or 'no progress'}; {told[claim.lives]}", markup=False,
+                        highlight=False, soft_wrap=True)
+    if address is None:
+        typer.echo("no Prefect server was asked: PREFECT_API_URL is not set, and `likeness up` started none here")
+    elif not lost and not claims:
+        typer.echo("nothing was left behind")
+
+
+def _lost(address: str, settings: Settings, yes: bool) -> tuple[list[LostRun], list[LostRun]]:
+    from flows.deploying import connected
+    from flows.recovering import declare_crashed, lost_runs
+
+    async def look() -> tuple[list[LostRun], list[LostRun]]:
+        async with connected(address) as client:
+            lost = await lost_runs(client, (settings.deploy.cpu_pool, settings.deploy.gpu_pool))
+            return lost, await declare_crashed(client, lost) if yes else []
+
+    return asyncio.run(look())
 
 
 def _show_services(found: Sequence[Seen]) -> None:

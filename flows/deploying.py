@@ -115,8 +115,8 @@ def plan_of(settings: Settings) -> Plan:
         raise BadSettings(f"settings:\n  schedule.cron: found {schedule.cron!r}, which no clock reads; needed are minute, hour, day of month, month and day of "
                           "week within their limits, for example '0 2 * * *'") from e
     return Plan(
-        pools=(PoolPlan(deploy.cpu_pool, deploy.cpu_slots, "Likeness: flows that train nothing"),
-               PoolPlan(deploy.gpu_pool, deploy.gpu_slots, "Likeness: flows that train; one slot for each GPU")),
+        pools=(PoolPlan(deploy.cpu_pool, deploy.cpu_slots, "Likeness: workers without a GPU"),
+               PoolPlan(deploy.gpu_pool, deploy.gpu_slots, "Likeness: workers with a GPU, one slot for each")),
         deployments=(_deployment("nightly", deploy.training_pool, "Personalise everybody who is due", cron=schedule.cron, timezone=schedule.timezone),
                      _deployment("personalize", deploy.training_pool, "Personalise one enrolled subject")))
 

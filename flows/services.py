@@ -65,6 +65,12 @@ def prefect_api(settings: Settings) -> str:
     return os.environ.get("PREFECT_API_URL") or own_address(settings)
 
 
+def started_prefect(settings: Settings) -> bool:
+    """Whether the Prefect server of this home's `up` lives."""
+    service = Services(settings.home).read("prefect")
+    return service is not None and service.lives
+
+
 def servers(settings: Settings) -> list[Wanted]:
     """Prefect's and MLflow's server."""
     up, home, api = settings.up, settings.home, prefect_api(settings)

@@ -184,6 +184,34 @@ def once(store: Store, call: Call, make: Callable[[Claim], R], *, output: type[R
             return _make(store, call, make, claim, output)
 
 
+@dataclass(frozen=True)
+class HeldClaim:
+    """A claim as it lies in the Store. `lives`: whether its process does; None if that cannot be told from here, then only its TTL can."""
+
+    subject: str
+    stage: str
+    attempt: int
+    progress: str | None
+    lives: bool | None
+
+
+def held_claims(store: Store) -> list[HeldClaim]:
+    """Every claim that somebody holds, or held when they died. Reads every stage record of every subject.
+
+    Raises:
+        IntegrityError: if a record is unreadable.
+    """
+    found = []
+    for key in store.list("subjects/"):
+        parts = key.split("/")
+        if len(parts) != 5 or parts[2] != "stages" or (data := store.get(key)) is None:
+            continue
+        state = _load(data, key)
+        if isinstance(state, Claimed):
+            found.append(HeldClaim(parts[1], parts[3], state.attempt, state.progress, alive(state.owner)))
+    return found
+
+
 def _make(store: Store, call: Call, make: Callable[[Claim], R], claim: Claim, output: type[R]) -> Done[R]:
     stop = threading.Event()
     beating = threading.Thread(target=claim._keep_alive, args=(stop,), name=f"beat-{call.stage}", daemon=True)

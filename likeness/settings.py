@@ -217,9 +217,9 @@ class NightPolicy(Section):
 class Deploy(Section):
     """What `likeness deploy` makes on a Prefect server: two work pools of type `process`, and which of them the flows run on."""
 
-    cpu_pool: str = Field("cpu", pattern=POOL, description="work pool of flows that train nothing")
+    cpu_pool: str = Field("cpu", pattern=POOL, description="work pool of workers without a GPU")
     cpu_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers")
-    gpu_pool: str = Field("gpu", pattern=POOL, description="work pool of flows that train")
+    gpu_pool: str = Field("gpu", pattern=POOL, description="work pool of workers with one")
     gpu_slots: int = Field(1, ge=1, le=1000, description="flow runs of that pool at once, over all its workers: one for each GPU")
     trains_on: Literal["cpu", "gpu"] = Field("gpu", description="the pool on which `nightly` and `personalize` run")
 

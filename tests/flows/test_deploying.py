@@ -1,4 +1,4 @@
-"""`likeness deploy`, against Prefect's own server, in this process."""
+"""`likeness deploy` and `recover`, against Prefect's own server, in this process."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import import_module
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import State
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.states import Completed, Pending, Running
 
 from flows.cli_operating import deploy
 from flows.deploying import Plan, apply, connected, differences, plan_of
+from flows.recovering import declare_crashed, lost_runs
 from likeness.errors import BadSettings, RecipeError, ServerUnreachable
 from likeness.settings import load_settings
 
@@ -78,6 +82,35 @@ def test_a_pool_of_another_type_keeps_it(ask: Ask) -> None:
     ask(lambda c: apply(c, plan(**{"deploy.gpu_pool": "test-pods", "deploy.gpu_slots": 3})))
     pool = ask(lambda c: c.read_work_pool("test-pods"))
     assert (pool.type, pool.concurrency_limit) == ("kubernetes", 3)
+
+
+def test_runs_whose_worker_is_gone_are_declared_crashed_and_give_their_slot_back(ask: Ask) -> None:
+    pools = ("test-cpu", "test-gpu")
+    ask(lambda c: apply(c, plan(**{"deploy.gpu_slots": 9})))
+    deployment = ask(lambda c: c.read_deployment_by_name("nightly/likeness"))
+
+    def taken(worker: str | None, state: State | None) -> UUID:
+        run = ask(lambda c: c.create_flow_run_from_deployment(deployment.id))
+        if worker is not None:
+            ask(lambda c: c.update_flow_run_labels(run.id, {"prefect.worker.name": worker}))
+        if state is not None:
+            ask(lambda c: c.set_flow_run_state(run.id, state, force=True))
+        return UUID(str(run.id))
+
+    ask(lambda c: c.send_worker_heartbeat("test-gpu", "living", heartbeat_interval_seconds=30))
+    dead, dead_too = taken("dead", Running()), taken("dead", Pending())
+    others = [taken("living", Running()), taken("dead", Completed()), taken(None, Running()), taken(None, None)]      # by hand; and scheduled
+    before = [ask(lambda c, r=r: c.read_flow_run(r)).state_type for r in others]
+    lost = ask(lambda c: lost_runs(c, pools))
+    assert {(r.id, r.pool, r.worker, r.state) for r in lost} == {(dead, "test-gpu", "dead", "Running"), (dead_too, "test-gpu", "dead", "Pending")}
+    held = ask(lambda c: c.read_work_pool("test-gpu")).active_slots
+    ask(lambda c: c.set_flow_run_state(dead_too, Completed(), force=True))                  # it ended between the look and the word
+    assert [r.id for r in ask(lambda c: declare_crashed(c, lost))] == [dead]
+    run = ask(lambda c: c.read_flow_run(dead))
+    assert (run.state_type.value, "likeness recover" in run.state.message) == ("CRASHED", True)
+    assert ask(lambda c: c.read_work_pool("test-gpu")).active_slots == held - 2
+    assert ask(lambda c: lost_runs(c, pools)) == []
+    assert [ask(lambda c, r=r: c.read_flow_run(r)).state_type for r in others] == before
 
 
 def test_every_deployment_leads_to_its_flow_and_the_schedule_needs_no_parameter() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from likeness import once as module
 from likeness.errors import ClaimLost, IntegrityError, NonFiniteLoss, StillClaimed, TransientError
-from likeness.once import Claim, ClaimPolicy, Done, once
+from likeness.once import Claim, ClaimPolicy, Done, held_claims, once
 from likeness.processes import Owner, alive, this_process
 from likeness.records import Consent, Subject
 from likeness.stages import Call
@@ -381,6 +381,19 @@ def test_a_pid_of_elsewhere_says_nothing(change: dict[str, Any]) -> None:
     assert me is not None
     assert alive(me) is True
     assert alive(me.model_copy(update={"started_ticks": 1, **change})) is None
+
+
+def test_claims_are_listed_with_what_can_be_told_of_their_process() -> None:
+    me, store = this_process(), MemoryStore()
+    assert me is not None
+    ask(store, made())                                          # published: no claim
+    owners = {"dead": me.model_copy(update={"started_ticks": me.started_ticks - 1}), "elsewhere": me.model_copy(update={"boot": "another"}), "living": me}
+    for name, owner in owners.items():
+        call = CALL.model_copy(update={"subject": name})
+        store.put_if_absent(call.path, module._dump(module.Claimed(token="t", beat=3, ttl_s=60.0, owner=owner, attempt=2, progress="step 3")))
+    store.put_if_absent("subjects/dora/enrolment.json", b"{}")
+    assert {c.subject: c.lives for c in held_claims(store)} == {"dead": False, "elsewhere": None, "living": True}
+    assert {(c.stage, c.attempt, c.progress) for c in held_claims(store)} == {("crop", 2, "step 3")}
 
 
 @pytest.mark.parametrize("words", [(), ("effect",)], ids=["content", "effect"])
