@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from likeness.errors import InputError, LikenessError, SubjectForgotten, Transie
 from likeness.intake.sources import open_source
 from likeness.night import Night, Outcome, asked_of, check_night, enrolled, last_outcome, note_night, note_outcome, priority, summary, why_not_due
 from likeness.night_registry import show_night
+from likeness.once import held_claims
 from likeness.records import Reason
 from likeness.report import render_night
 from likeness.version import code_version
@@ -82,14 +84,8 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
             else:
                 left[why].append(subject)
     due.sort(key=lambda item: (priority(item[1]), item[0]))
-    for number, (subject, _, asked) in enumerate(due):
-        if (limit is not None and number >= limit) or (deadline_s is not None and time.monotonic() - began >= deadline_s):
-            left["deferred"].append(subject)
-            continue
-        tools.watch("night", number, len(due), subject)
-        with _turn(tools, subject, night, tonight, asked):
-            tonight[subject] = _answer(personalize(subject), night, asked)
-            note_outcome(tools.store, subject, tonight[subject])
+    ends = None if deadline_s is None else began + deadline_s
+    left["deferred"] = _take_turns(tools, night, due, tonight, lambda subject: personalize(subject), limit=limit, ends=ends)
     tools.watch("night", len(due), max(1, len(due)), "")
     numbers = summary(night, tonight, others={why: len(who) for why, who in left.items()}, max_failed_share=policy.max_failed_share,
                       took_s=round(time.monotonic() - began, 3))
@@ -104,6 +100,52 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
             "failed": [{"subject": s, "ours": o.ours, "failures": o.failures, "reasons": [r.plain() for r in o.reasons]} for s, o in sorted(tonight.items())
                        if o.kind == "failed"],
             **{why: sorted(who) for why, who in left.items()}}
+
+
+def _take_turns(tools: Tools, night: str, due: Sequence[tuple[str, Outcome | None, str]], tonight: dict[str, Outcome], run: Callable[[str], Mapping[str, Any]], *,
+                limit: int | None, ends: float | None) -> list[str]:
+    """One turn for each who is due, unless another start of this night had it meanwhile; who is being made elsewhere right now comes last.
+
+    Args:
+        tools: store and watcher.
+        night: id of the night.
+        due: subject, last outcome and what is asked, in order.
+        tonight: outcomes by subject, added to.
+        run: personalises one subject; returns the document of `likeness run --json`.
+        limit: turns at most.
+        ends: monotonic time after which no turn is begun.
+
+    Returns:
+        Who was deferred.
+    """
+    queue, postponed, deferred, turns = deque(due), set[str](), list[str](), 0
+    while queue:
+        subject, last, asked = queue.popleft()
+        with _turn(tools, subject, night, tonight, asked):
+            now = last_outcome(tools.store, subject)
+            if now is not None and now != last and (now.night, now.asked) == (night, asked):
+                tonight[subject] = now
+                continue
+            if (limit is not None and turns >= limit) or (ends is not None and time.monotonic() >= ends):
+                deferred.append(subject)
+                continue
+            if subject not in postponed and _busy(tools, subject):
+                postponed.add(subject)
+                queue.append((subject, last, asked))
+                continue
+            tools.watch("night", len(due) - len(queue) - 1, len(due), subject)
+            turns += 1
+            tonight[subject] = _answer(run(subject), night, asked)
+            note_outcome(tools.store, subject, tonight[subject])
+    return deferred
+
+
+def _busy(tools: Tools, subject: str) -> bool:
+    """Whether somebody is making a stage of them, as far as can be told: it decides an order, no more, for stages have their claims."""
+    try:
+        return any(claim.lives is not False for claim in held_claims(tools.store, subject))
+    except LikenessError:
+        return False
 
 
 def _show(tools: Tools, numbers: Night) -> Path | None:

@@ -190,7 +190,8 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
     """Of the background processes: ours, with everything that is written kept to the home."""
     home = settings.home
     given = {"LIKENESS_HOME": str(home), "PREFECT_API_URL": prefect_api(settings)} | ({} if config is None else {"LIKENESS_CONFIG": str(config.resolve())})
-    kept = {"PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # WARNING: at INFO Prefect writes the names of runs, which hold subjects, into the log of every worker
+    kept = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     return kept | dict(os.environ) | given
 

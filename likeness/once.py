@@ -195,14 +195,14 @@ class HeldClaim:
     lives: bool | None
 
 
-def held_claims(store: Store) -> list[HeldClaim]:
-    """Every claim that somebody holds, or held when they died. Reads every stage record of every subject.
+def held_claims(store: Store, subject: str | None = None) -> list[HeldClaim]:
+    """Every claim that somebody holds, or held when they died. Reads every stage record of the subject, None: of all.
 
     Raises:
         IntegrityError: if a record is unreadable.
     """
     found = []
-    for key in store.list("subjects/"):
+    for key in store.list("subjects/" if subject is None else f"subjects/{subject}/stages/"):
         parts = key.split("/")
         if len(parts) != 5 or parts[2] != "stages" or (data := store.get(key)) is None:
             continue

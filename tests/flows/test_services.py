@@ -79,7 +79,9 @@ def test_a_service_that_lives_without_an_answer_is_silent_and_workers_stop_first
 
 def test_what_is_written_stays_in_the_home(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_HOME")
+    monkeypatch.delenv("PREFECT_LOGGING_LEVEL", raising=False)
     environment = services._environment(settings, tmp_path / "mine.toml")
     assert {Path(environment[name]).is_relative_to(settings.home) for name in ("PREFECT_HOME", "PREFECT_SERVER_UI_STATIC_DIRECTORY", "LIKENESS_HOME")} == {True}
     assert environment["LIKENESS_CONFIG"] == str(tmp_path / "mine.toml")          # flow runs start in a folder of their own
+    assert environment["PREFECT_LOGGING_LEVEL"] == "WARNING"                      # at INFO the names of runs, and with them subjects, are in the logs
     assert environment["PREFECT_API_URL"] == services.own_address(settings)
