@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from likeness.errors import InputError, LikenessError, RecipeError
-from likeness.intake.sources import STORE_SCHEME, open_source
-from likeness.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from likeness.records import Enrolment
-    from tasks.runtime import Tools
+from flows import cli_nights, cli_operating
+from flows.terminal import Config, Json, bars, enrolment_of, err, print_json, watching
+from likeness.errors import LikenessError, RecipeError
+from likeness.intake.sources import open_source
+from likeness.settings import load_settings
 
 app = typer.Typer(name="likeness", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
                   help="Photos of a person in, an accepted, auditable, personalised text-to-image model out.")
-err = Console(stderr=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; everything else goes to standard error.")]
 PhotosArgument = Annotated[str, typer.Argument(help="Photos of one person: a folder, a .zip, or store:PREFIX/ for photos in the store.")]
-Config = Annotated[Path | None, typer.Option("--config", help="A likeness.toml to use instead of the one in this folder.", dir_okay=False)]
 Attempts = Annotated[int | None, typer.Option("--attempts", help="How many trainings this run may make, the first one counted, 1 to 10: after a refusal with the next "
                                               "recipe of the ladder; instead of `max_attempts`.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
-subjects = typer.Typer(name="subject", no_args_is_help=True, help="Who is personalised at night: add, list, show, pause, resume.")
-app.add_typer(subjects)
+app.add_typer(cli_nights.subjects)
+app.command()(cli_nights.nightly)
+for command in (cli_operating.deploy, cli_operating.up, cli_operating.status, cli_operating.down, cli_operating.recover):
+    app.command()(command)
 EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
 
 
@@ -61,149 +52,17 @@ def run(photos: PhotosArgument, subject: SubjectOption,
 
 def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bool, config: Path | None, flags: dict[str, Any] | None = None) -> None:
     settings = load_settings(config, flags)
-    enrolment = _enrolment(photos, subject, noun, consent)
-    with _watching(settings) as tools:
+    enrolment = enrolment_of(photos, subject, noun, consent)
+    with watching(settings) as tools:
         tools.enrol(enrolment, keep_paused=True)
         from flows.personalize import personalize
 
         result = personalize(subject)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         _show_result(result)
     raise typer.Exit(EXIT[result["verdict"]] if result["verdict"] != "accepted" or result["release"] else 3)
-
-
-def _enrolment(photos: str, subject: str, noun: str, consent: str) -> Enrolment:
-    from pydantic import ValidationError
-
-    from likeness.records import Consent, Enrolment, Subject
-
-    try:
-        who = Subject.model_validate(dict(id=subject, noun=noun, consent=Consent(source=consent)))
-    except ValidationError as e:
-        raise RecipeError("; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors(include_input=False))) from e
-    return Enrolment(subject=who, source=photos if photos.startswith(STORE_SCHEME) else str(Path(photos).resolve()))
-
-
-@app.command()
-def nightly(night: Annotated[str | None, typer.Option("--id", help="Id of the night; the same id again joins it. Default: today's date, UTC.")] = None,
-            limit: Annotated[int | None, typer.Option(min=1, help="Subjects at most; the others are deferred.")] = None,
-            hours: Annotated[float | None, typer.Option(min=0, help="After so many hours no further subject is begun.")] = None,
-            as_json: Json = False, config: Config = None) -> None:
-    """Personalise everybody who is due: new, changed, or failed last time. Exit 0 unless too many failed for reasons that are not theirs. Run it again after a crash."""
-    from datetime import UTC, datetime
-
-    from likeness.night import check_night
-
-    night = check_night(night or datetime.now(UTC).date().isoformat())
-    with _watching(load_settings(config)):
-        from flows.nightly import nightly as personalize_all
-
-        report = personalize_all(night, limit, None if hours is None else hours * 3600)
-    if as_json:
-        _print_json(report)
-    else:
-        table = Table("subject", "outcome", "why", title=f"night {night}: {'ok' if report['ok'] else 'TOO MANY FAILED'}")
-        for line in report["accepted"]:
-            table.add_row(line["subject"], "accepted", f"version {line['version']}")
-        for line in (*report["refused"], *report["failed"]):
-            table.add_row(line["subject"], line.get("verdict", "failed"), escape("; ".join(r["message"] for r in line["reasons"])))
-        Console().print(table, ", ".join(f"{why} {len(report[why])}" for why in ("deferred", "set_aside", "paused", "unchanged")))
-    raise typer.Exit(0 if report["ok"] else 1)
-
-
-@subjects.command()
-def add(subject: Annotated[str, typer.Argument(help="An opaque id: small letters, digits, - and _. Never a name.")],
-        photos: Annotated[str, typer.Option("--photos", help="A folder, a .zip, or store:PREFIX/ for photos in the store.")],
-        consent: Annotated[str, typer.Option(help="Who allowed this: a reference into your own records.")],
-        noun: Annotated[str, typer.Option("--class", help="What the subject is: man, woman or person.")] = "person",
-        as_json: Json = False, config: Config = None) -> None:
-    """Enrol a subject for the nights, or change where their photos are, what they are, or who consented. Nothing is read or trained yet."""
-    from tasks.runtime import Tools
-
-    tools, enrolment = Tools(load_settings(config)), _enrolment(photos, subject, noun, consent)
-    if not photos.startswith(STORE_SCHEME) and not Path(photos).exists():
-        raise InputError("there is nothing at --photos: name a folder, a .zip, or store:PREFIX/")
-    tools.enrol(enrolment, keep_paused=True)
-    _show_subject(tools, subject, as_json)
-
-
-@subjects.command(name="list")
-def list_subjects(as_json: Json = False, config: Config = None) -> None:
-    """Every enrolled subject, with what their last night made of them."""
-    from likeness.night import enrolled
-    from tasks.runtime import Tools
-
-    tools = Tools(load_settings(config))
-    rows = [_subject_row(tools, tools.standing(s)) for s in enrolled(tools.store)]
-    if as_json:
-        _print_json({"subjects": rows})
-    else:
-        table = Table("subject", "class", "paused", "last night", "outcome")
-        for row in rows:
-            last = row["last"] or {}
-            table.add_row(row["subject"], row["class"], "yes" if row["paused"] else "", last.get("night", ""), last.get("kind", "never had one"))
-        Console().print(table)
-
-
-SubjectArgument = Annotated[str, typer.Argument(help="An enrolled subject.")]
-
-
-@subjects.command()
-def show(subject: SubjectArgument, as_json: Json = False, config: Config = None) -> None:
-    """One subject: class, consent, where the photos are, and what the last night made of them."""
-    from tasks.runtime import Tools
-
-    _show_subject(Tools(load_settings(config)), subject, as_json)
-
-
-@subjects.command()
-def pause(subject: SubjectArgument, as_json: Json = False, config: Config = None) -> None:
-    """Leave a subject out of the nights. What is made stays; `likeness forget` erases it."""
-    _set_paused(subject, True, as_json, config)
-
-
-@subjects.command()
-def resume(subject: SubjectArgument, as_json: Json = False, config: Config = None) -> None:
-    """Let the nights have a paused subject again, or one that was set aside: the next night tries them whatever the last one said."""
-    _set_paused(subject, False, as_json, config)
-
-
-def _set_paused(subject: str, paused: bool, as_json: bool, config: Path | None) -> None:
-    from likeness.lineage import check_subject
-    from likeness.night import clear_outcome
-    from tasks.runtime import Tools
-
-    tools = Tools(load_settings(config))
-    tools.enrol(tools.standing(check_subject(subject)).model_copy(update={"paused": paused}))
-    if not paused:
-        clear_outcome(tools.store, subject)
-    _show_subject(tools, subject, as_json)
-
-
-def _show_subject(tools: Tools, subject: str, as_json: bool) -> None:
-    from likeness.lineage import check_subject
-
-    row = _subject_row(tools, tools.standing(check_subject(subject)))
-    if as_json:
-        _print_json(row)
-        return
-    for name, value in row.items():
-        if name != "last":
-            Console().print(f"{name}: {value}", markup=False, soft_wrap=True)
-    last = row["last"]
-    Console().print("last night: none yet" if last is None else f"last night: {last['night']}, {last['kind']}", markup=False)
-    for reason in (last or {}).get("reasons", ()):
-        Console().print(f"  {reason['message']}", markup=False)
-
-
-def _subject_row(tools: Tools, enrolment: Enrolment) -> dict[str, Any]:
-    from likeness.night import last_outcome
-
-    who, last = enrolment.subject, last_outcome(tools.store, enrolment.subject.id)
-    return {"subject": who.id, "class": who.noun, "consent": who.consent.source, "photos": enrolment.source, "paused": enrolment.paused,
-            "last": None if last is None else last.plain()}
 
 
 @app.command()
@@ -217,12 +76,12 @@ def inspect(photos: PhotosArgument, html: Annotated[Path | None, typer.Option(he
     settings = load_settings(config)
     tools = Tools(settings)
     source = open_source(photos, store=tools.store, policy=settings.intake)
-    with _bars() as show:
+    with bars() as show:
         found = inspect_photos(source, tools=tools.faces, policy=settings.intake, reader=tools.slots, progress=lambda done, total: show("inspect", done, total, ""))
     if html is not None:
         write_contact_sheet(found, html)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
         table = Table("photo", "verdict", "reason", "what to do")
         for j in found.judgements:
@@ -242,10 +101,10 @@ def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release
     """Draw a subject with their registered model."""
     from flows.samples import draw
 
-    with _watching(load_settings(config)) as tools:
+    with watching(load_settings(config)) as tools:
         files = draw(tools, subject, prompt, count=count, seed=seed, out=out)
     if as_json:
-        _print_json({"subject": subject, "files": [str(f) for f in files]})
+        print_json({"subject": subject, "files": [str(f) for f in files]})
     else:
         for file in files:
             typer.echo(file)
@@ -261,10 +120,10 @@ def export(subject: Annotated[str, typer.Argument(help="A subject with a Release
     """Write a subject's registered adapter for other programs."""
     from flows.exporting import export as write
 
-    with _watching(load_settings(config)) as tools:
+    with watching(load_settings(config)) as tools:
         written = write(tools, subject, form, out=out)
     if as_json:
-        _print_json({"subject": subject, "format": form, "file": str(written)})
+        print_json({"subject": subject, "format": form, "file": str(written)})
     else:
         typer.echo(written)
 
@@ -277,7 +136,7 @@ def lineage(subject: Annotated[str, typer.Argument(help="A subject.")], as_json:
 
     chain = walk(Tools(load_settings(config)).store, subject).as_json()
     if as_json:
-        _print_json(chain)
+        print_json(chain)
     else:
         table = Table("stage", "key", "digest", "verified")
         for link in chain["chain"]:
@@ -301,7 +160,7 @@ def audit(photo: Annotated[str | None, typer.Option(help="sha256 of a photo, as 
     releases = [r.plain() for r in touch(store, photo=photo, base=base, code=code)]
     forgotten = len(list(store.list("tombstones/")))
     if as_json:
-        _print_json({"releases": releases, "forgotten": forgotten})
+        print_json({"releases": releases, "forgotten": forgotten})
     else:
         for r in releases:
             typer.echo(f"{r['model']} version {r['version']}  (subject {r['subject']})")
@@ -327,7 +186,7 @@ def forget(subject: Annotated[str, typer.Argument(help="The subject to erase; th
         typer.confirm(f"Erase {subject} for good? Nothing brings them back.", abort=True, err=True)
     receipt = erase(tools, subject, canaries=canary or (), on_step=lambda name: err.print(f"done: {name}"))
     if as_json:
-        _print_json(receipt.plain() | {"clean": receipt.clean})
+        print_json(receipt.plain() | {"clean": receipt.clean})
     else:
         table = Table("searched", "objects", "hits", title=f"receipt {receipt.receipt}, {receipt.forgotten_on}")
         for name, area in receipt.scan.items():
@@ -343,7 +202,7 @@ def doctor(as_json: Json = False, config: Config = None) -> None:
 
     checks = probe(load_settings(config))
     if as_json:
-        _print_json({"checks": [{"name": name, "ok": ok, "message": words} for name, ok, words in checks]})
+        print_json({"checks": [{"name": name, "ok": ok, "message": words} for name, ok, words in checks]})
     else:
         for name, ok, words in checks:
             Console().print(f"{'[green]ok[/]   ' if ok else '[red]FAIL[/] '} {name}: {words}")
@@ -355,44 +214,10 @@ def show_config(as_json: Json = False, config: Config = None) -> None:
     """The settings in force, secrets masked, and where each comes from."""
     rows = load_settings(config).explain()
     if as_json:
-        _print_json({key: {"value": value, "source": source} for key, value, source in rows})
+        print_json({key: {"value": value, "source": source} for key, value, source in rows})
     else:
         for key, value, source in rows:
             typer.echo(f"{key} = {value}   # {source}")
-
-
-@contextmanager
-def _watching(settings: Settings) -> Iterator[Any]:
-    """Tools whose progress is shown, in a process whose Prefect keeps to Likeness's own home."""
-    home = settings.home
-    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")    # 20 to 40 s on a busy machine
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    from tasks import runtime
-
-    with _bars() as show:
-        tools = runtime.Tools(settings, watch=show)
-        runtime.configure(tools)
-        yield tools
-
-
-@contextmanager
-def _bars() -> Iterator[Any]:
-    with Progress(TextColumn("{task.description:>9}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(),
-                  TextColumn("{task.fields[words]}"), console=err, transient=False) as progress:
-        bars: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int, words: str) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=max(1, total), words=words)
-            if done < total and progress.tasks[bars[stage]].finished:      # once more, in the next attempt
-                progress.reset(bars[stage])
-            progress.update(bars[stage], completed=done, total=max(1, total), words=words)
-
-        yield show
 
 
 def _show_result(result: dict[str, Any]) -> None:
@@ -422,11 +247,6 @@ def _side_by_side(attempts: list[dict[str, Any]]) -> Table:
         values = [a["scores"].get(name) for a in attempts]
         table.add_row(name.replace("_", " "), *("not measured" if value is None else f"{value:.2f}" for value in values))
     return table
-
-
-def _print_json(document: Any) -> None:
-    json.dump(document, sys.stdout, indent=1, ensure_ascii=True)
-    sys.stdout.write("\n")
 
 
 def main() -> None:

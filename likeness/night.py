@@ -45,6 +45,8 @@ class Night(Record):
     counts: Mapping[str, int]
     seconds: Mapping[str, float]            # per stage, summed over subjects
     ok: bool
+    reasons: Mapping[str, int] = Field(default_factory=dict)          # by code: subjects of which it was said
+    took_s: float | None = None             # of the last start of this night
 
 
 def check_night(name: str) -> str:
@@ -80,6 +82,12 @@ def note_night(store: Store, night: Night) -> None:
     _replace(store, f"nights/{check_night(night.night)}.json", night.model_dump_json().encode())
 
 
+def last_nights(store: Store, count: int) -> list[Night]:
+    """The numbers of the last nights by their ids, which are dates unless somebody named them; newest first."""
+    found = (store.get(key) for key in sorted(store.list("nights/"), reverse=True)[:count])
+    return [Night.read(data) for data in found if data is not None]
+
+
 def why_not_due(outcome: Outcome | None, asked: str, *, set_aside_after: int) -> str | None:
     """Why a subject has nothing to do tonight, in one word; None if they are due.
 
@@ -107,7 +115,7 @@ def asked_of(enrolment: Enrolment, *, photos: str, settings: Mapping[str, Any]) 
     return digest.of_json({"subject": enrolment.subject.plain(), "photos": photos, "settings": settings})
 
 
-def summary(night: str, tonight: Mapping[str, Outcome], *, others: Mapping[str, int], max_failed_share: float) -> Night:
+def summary(night: str, tonight: Mapping[str, Outcome], *, others: Mapping[str, int], max_failed_share: float, took_s: float | None = None) -> Night:
     """Numbers of a night. It failed if more than a share of those that were tried failed for reasons of ours.
 
     Args:
@@ -115,11 +123,14 @@ def summary(night: str, tonight: Mapping[str, Outcome], *, others: Mapping[str, 
         tonight: outcome by subject.
         others: how many were left alone, by reason.
         max_failed_share: 0..1.
+        took_s: how long it took.
     """
     kinds = [o.kind for o in tonight.values()]
     counts = {kind: kinds.count(kind) for kind in ("accepted", "retry", "needs_photos", "rejected", "failed")} | dict(others)
     ours = sum(o.kind == "failed" and o.ours for o in tonight.values())
-    return Night(night=night, counts=counts, seconds=_added(o.seconds for o in tonight.values()), ok=ours <= max_failed_share * len(tonight))
+    codes = [code for o in tonight.values() for code in sorted({reason.code for reason in o.reasons})]
+    return Night(night=night, counts=counts, seconds=_added(o.seconds for o in tonight.values()), ok=ours <= max_failed_share * len(tonight),
+                 reasons={code: codes.count(code) for code in sorted(set(codes))}, took_s=took_s)
 
 
 def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

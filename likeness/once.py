@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import secrets
 import threading
@@ -27,6 +26,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from likeness.errors import ClaimLost, IntegrityError, LikenessError, StillClaimed, TransientError
+from likeness.processes import Owner, alive, this_process
 from likeness.records import Record
 from likeness.stages import Call, Published, StageRef
 from likeness.store import Store
@@ -40,15 +40,6 @@ class ClaimPolicy(Record):
 
     ttl_s: float = Field(60.0, gt=0, le=3600, description="a claim without a beat for this long is taken over; it beats every ttl_s / 6")
     wait_s: float = Field(900.0, ge=0, le=86_400, description="how long to wait for another worker that is making the same thing")
-
-
-class Owner(Record):
-    """A process, named so that another process of the same machine can tell whether it lives."""
-
-    boot: str
-    pid_namespace: int
-    pid: int
-    started_ticks: int
 
 
 class Claimed(Record):
@@ -180,17 +171,45 @@ def once(store: Store, call: Call, make: Callable[[Claim], R], *, output: type[R
         state = None if found is None else _load(found, call.path)
         if isinstance(state, Published):
             return _done(state, call, output, executed=False)
-        if isinstance(state, Claimed) and _alive(state.owner) is not False and not patience.expired(found, state.ttl_s):
+        if isinstance(state, Claimed) and alive(state.owner) is not False and not patience.expired(found, state.ttl_s):
             if on_wait is not None:
                 on_wait(state.progress)
             patience.wait(call, state)
             continue
         before = state.attempt if isinstance(state, Claimed) else state.attempts if isinstance(state, Open) else 0
-        mine = Claimed(token=secrets.token_hex(16), beat=0, ttl_s=claims.ttl_s, owner=_this_process(), attempt=before + 1)
+        mine = Claimed(token=secrets.token_hex(16), beat=0, ttl_s=claims.ttl_s, owner=this_process(), attempt=before + 1)
         claim = Claim(store, call, mine)
         won = store.put_if_absent(call.path, _dump(mine)) if found is None else store.compare_and_swap(call.path, expected=found, new=_dump(mine))
         if won:
             return _make(store, call, make, claim, output)
+
+
+@dataclass(frozen=True)
+class HeldClaim:
+    """A claim as it lies in the Store. `lives`: whether its process does; None if that cannot be told from here, then only its TTL can."""
+
+    subject: str
+    stage: str
+    attempt: int
+    progress: str | None
+    lives: bool | None
+
+
+def held_claims(store: Store, subject: str | None = None) -> list[HeldClaim]:
+    """Every claim that somebody holds, or held when they died. Reads every stage record of the subject, None: of all.
+
+    Raises:
+        IntegrityError: if a record is unreadable.
+    """
+    found = []
+    for key in store.list("subjects/" if subject is None else f"subjects/{subject}/stages/"):
+        parts = key.split("/")
+        if len(parts) != 5 or parts[2] != "stages" or (data := store.get(key)) is None:
+            continue
+        state = _load(data, key)
+        if isinstance(state, Claimed):
+            found.append(HeldClaim(parts[1], parts[3], state.attempt, state.progress, alive(state.owner)))
+    return found
 
 
 def _make(store: Store, call: Call, make: Callable[[Claim], R], claim: Claim, output: type[R]) -> Done[R]:
@@ -288,38 +307,3 @@ class _Patience:
         # Jitter, so that many waiters do not ask in step; from 20 ms, since most stages are short, to a tenth of the TTL or 2 s.
         self._pause_s = min(self._pause_s * 1.5, 2.0, state.ttl_s / 10)
         time.sleep(self._pause_s * random.uniform(0.5, 1.5))
-
-
-def _this_process() -> Owner | None:
-    """This process; None where the system does not tell (no /proc): then only the TTL decides."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        started = _started_ticks(os.getpid())
-        return None if started is None else Owner(boot=boot, pid_namespace=os.stat("/proc/self/ns/pid").st_ino, pid=os.getpid(), started_ticks=started)
-    except OSError:
-        return None
-
-
-def _started_ticks(pid: int) -> int | None:
-    """Start time of a living process in clock ticks since boot; None if it is a zombie. Raises OSError if there is none."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()       # the command before may hold spaces and parentheses
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-def _alive(owner: Owner | None) -> bool | None:
-    """Whether the owner lives; None if that cannot be told from here."""
-    here = _this_process()
-    if owner is None or here is None or (owner.boot, owner.pid_namespace) != (here.boot, here.pid_namespace):
-        return None
-    try:
-        os.kill(owner.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return None                                            # somebody else's process, and /proc may hide it
-    try:
-        return _started_ticks(owner.pid) == owner.started_ticks
-    except OSError:
-        return None

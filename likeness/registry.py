@@ -83,7 +83,7 @@ class Registry:
                 os.environ.setdefault(name, value)
             for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking._model_registry.client"):
                 logging.getLogger(name).setLevel(logging.WARNING)
-            with self._talking("opening the registry"):
+            with self.talking("opening the registry"):
                 from mlflow import MlflowClient  # 3 seconds, so not at import
                 if self.tracking_uri.startswith("sqlite:////"):
                     Path(self.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -107,7 +107,7 @@ class Registry:
             SubjectForgotten: if `check` says so, before or after an effect; what was written here is erased again.
         """
         dossier.check()
-        with self._talking("registering the release"):
+        with self.talking("registering the release"):
             projection = _Projection(self, dossier, check)
             try:
                 with _GLOBAL_URI:
@@ -127,6 +127,30 @@ class Registry:
                 raise
         return release
 
+    def experiment(self, name: str, *, folder: str, tags: dict[str, str], check: Callable[[], None] = lambda: None) -> str:
+        """Id of an experiment, made if there is none, restored if it was deleted. Within `talking`.
+
+        Args:
+            name: of the experiment.
+            folder: below the artifact root, where its artifacts lie.
+            tags: of a new one.
+            check: called before each effect.
+        """
+        known = self.client.get_experiment_by_name(name)
+        if known is None:
+            root = self.artifact_root
+            location = None if root is None else f"{root.as_uri() if isinstance(root, Path) else root.rstrip('/')}/{folder}"
+            check()
+            with _existing_is_fine():
+                self.client.create_experiment(name, artifact_location=location, tags=tags)
+                self.step("experiment")
+            known = self.client.get_experiment_by_name(name)
+            assert known is not None
+        if known.lifecycle_stage != "active":
+            check()
+            self.client.restore_experiment(known.experiment_id)
+        return str(known.experiment_id)
+
     def erase(self, subject: str) -> None:
         """Delete everything MLflow holds of a subject, artifact bytes included. May be called any number of times.
 
@@ -135,7 +159,7 @@ class Registry:
         Raises:
             ServerUnreachable: if MLflow does not answer.
         """
-        with self._talking("erasing a subject"):
+        with self.talking("erasing a subject"):
             if self.remote:
                 erase_through_server(self.client, subject, delete_artifacts=_delete_artifacts, step=self.step)
             else:
@@ -158,14 +182,14 @@ class Registry:
 
     def find(self, subject: str, adapter: str) -> Release | None:
         """The Release of this adapter digest, if it is registered."""
-        with self._talking("looking up a release"):
+        with self.talking("looking up a release"):
             versions = _versions(self.client, f"name = '{model_name(subject)}' and tags.`likeness.adapter` = '{adapter}'")
         return _release(versions[0]) if versions else None
 
     def champion(self, subject: str) -> Release | None:
         """The Release that carries the alias `champion`, if any."""
         from mlflow.exceptions import MlflowException
-        with self._talking("looking up the champion"):
+        with self.talking("looking up the champion"):
             try:
                 return _release(self.client.get_model_version_by_alias(model_name(subject), ALIAS))
             except MlflowException as e:
@@ -190,7 +214,7 @@ class Registry:
             self._on_step(name)
 
     @contextmanager
-    def _talking(self, doing: str) -> Iterator[None]:
+    def talking(self, doing: str) -> Iterator[None]:
         """Map what MLflow, SQLAlchemy and requests raise to our errors; their messages may hold addresses with passwords."""
         try:
             with translated(doing):
@@ -242,21 +266,8 @@ class _Projection:
         return _release(winner)
 
     def find_experiment(self) -> str:
-        name = f"likeness/{self.dossier.base.name}"
-        known = self.client.get_experiment_by_name(name)
-        if known is None:
-            root = self.registry.artifact_root
-            location = None if root is None else f"{root.as_uri() if isinstance(root, Path) else root.rstrip('/')}/{self.dossier.base.name}"
-            self.check()
-            with _existing_is_fine():
-                self.client.create_experiment(name, artifact_location=location, tags={"likeness.base": self.dossier.base.digest})
-                self.registry.step("experiment")
-            known = self.client.get_experiment_by_name(name)
-            assert known is not None
-        if known.lifecycle_stage != "active":
-            self.check()
-            self.client.restore_experiment(known.experiment_id)
-        return str(known.experiment_id)
+        base = self.dossier.base
+        return self.registry.experiment(f"likeness/{base.name}", folder=base.name, tags={"likeness.base": base.digest}, check=self.check)
 
     def find_versions(self) -> list[ModelVersion]:
         return _versions(self.client, f"name = '{self.dossier.model}' and tags.`likeness.adapter` = '{self.dossier.adapter.digest}'")

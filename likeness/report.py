@@ -18,6 +18,7 @@ from likeness.dossier import flatten
 from likeness.errors import RecipeError
 from likeness.gate import GatePolicy
 from likeness.ladder import Attempt
+from likeness.night import Night
 from likeness.recipe import Recipe
 from likeness.records import (
     Adapter,
@@ -121,6 +122,19 @@ def render_contact_sheet(photos: Sequence[PhotoView], judgement: SetJudgement, *
         RecipeError: if a thumbnail is not PNG, WebP or JPEG.
     """
     return _template("contact_sheet.html.j2").render(**_photos(photos, judgement), code=code)
+
+
+OUTCOMES = {"accepted": "accepted", "retry": "not yet good enough", "needs_photos": "need other photos", "rejected": "rejected", "failed": "failed",
+            "deferred": "left for another night", "set_aside": "set aside after failing too often", "paused": "paused", "unchanged": "nothing new"}
+
+
+def render_night(night: Night, *, code: str) -> str:
+    """A night as one HTML document: numbers alone, nothing of anybody."""
+    everybody = sum(night.counts.values())
+    good = {"accepted": True, "failed": False}
+    rows = [{"label": OUTCOMES.get(kind, kind), "count": night.counts[kind], "width": 100 * night.counts[kind] / max(1, everybody), "good": good.get(kind)}
+            for kind in sorted(night.counts, key=lambda kind: [*OUTCOMES, kind].index(kind)) if night.counts[kind]]
+    return _template("night.html.j2").render(night=night, everybody=everybody, rows=rows, timings=_bars(night.seconds), code=code)
 
 
 def _photos(photos: Sequence[PhotoView], judgement: SetJudgement | None) -> dict[str, Any]:
@@ -293,5 +307,10 @@ def _curve(losses: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
 
 
 def _timings(view: ReportView) -> list[dict[str, Any]]:
-    longest = max(view.seconds.values(), default=0.0) or 1.0
-    return [{"stage": stage, "seconds": s, "width": 100 * s / longest, "reused": stage in view.reused} for stage, s in view.seconds.items()]
+    return _bars(view.seconds, view.reused)
+
+
+def _bars(seconds: Mapping[str, float], reused: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What timings.html.j2 reads."""
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [{"stage": stage, "seconds": s, "width": 100 * s / longest, "reused": stage in reused} for stage, s in seconds.items()]

@@ -38,6 +38,7 @@ PREFIX = "LIKENESS_"
 NOT_SETTINGS = {"LIKENESS_CONFIG", "LIKENESS_REQUIRE_ALL"}
 # Kubernetes sets these in every pod beside a Service named "likeness" or "likeness-...": nobody chose them.
 _KUBERNETES = re.compile(r"LIKENESS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+POOL = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 CATEGORIES = ("plain", "expression", "clothes", "place", "style", "accessories")
 
 
@@ -213,6 +214,34 @@ class NightPolicy(Section):
     max_failed_share: float = Field(0.2, ge=0, le=1, description="share of the subjects tried that may fail for reasons of ours before the night counts as failed")
 
 
+class Deploy(Section):
+    """What `likeness deploy` makes on a Prefect server: two work pools of type `process`, and which of them the flows run on."""
+
+    cpu_pool: str = Field("cpu", pattern=POOL, description="work pool of workers without a GPU")
+    cpu_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers")
+    gpu_pool: str = Field("gpu", pattern=POOL, description="work pool of workers with one")
+    gpu_slots: int = Field(1, ge=1, le=1000, description="flow runs of that pool at once, over all its workers: one for each GPU")
+    trains_on: Literal["cpu", "gpu"] = Field("gpu", description="the pool on which `nightly` and `personalize` run")
+
+    @model_validator(mode="after")
+    def _two_pools(self) -> Self:
+        if self.cpu_pool == self.gpu_pool:
+            raise ValueError(f"two names, because each pool has its own limit; cpu_pool and gpu_pool are both {self.cpu_pool!r}")
+        return self
+
+    @property
+    def training_pool(self) -> str:
+        """Name of the pool that trains."""
+        return self.gpu_pool if self.trains_on == "gpu" else self.cpu_pool
+
+
+class Up(Section):
+    """The servers that `likeness up` starts on this machine, on loopback."""
+
+    prefect_port: int = Field(4200, ge=1, le=65535)
+    mlflow_port: int = Field(5000, ge=1, le=65535)
+
+
 class Settings(Section):
     """All settings, checked."""
 
@@ -231,6 +260,8 @@ class Settings(Section):
     claims: ClaimPolicy = ClaimPolicy()
     schedule: Schedule = Schedule()
     night: NightPolicy = NightPolicy()
+    deploy: Deploy = Deploy()
+    up: Up = Up()
     sampling: Sampling = Sampling()
 
     _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)
@@ -270,6 +301,18 @@ def default_home() -> Path:
     return (base if base.is_absolute() else Path.home() / ".local" / "share") / "likeness"      # XDG: relative ones are to be ignored
 
 
+def own_file(config: Path | None = None) -> Path | None:
+    """The likeness.toml that counts: the one that is named, or that of LIKENESS_CONFIG, or of the current folder; None without any.
+
+    Raises:
+        BadSettings: if one is named and not there.
+    """
+    named = config or (Path(os.environ["LIKENESS_CONFIG"]) if os.environ.get("LIKENESS_CONFIG") else None)
+    if named is not None and not named.is_file():
+        raise BadSettings(f"the settings file {named.name!r} is not there: check --config or LIKENESS_CONFIG")
+    return named or (here if (here := Path("likeness.toml")).is_file() else None)
+
+
 def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read and check all settings. An empty environment variable counts as not set.
 
@@ -280,16 +323,13 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
     Raises:
         BadSettings: naming every problem, one line each.
     """
-    named = config or (Path(os.environ["LIKENESS_CONFIG"]) if os.environ.get("LIKENESS_CONFIG") else None)
-    if named is not None and not named.is_file():
-        raise BadSettings(f"the settings file {named.name!r} is not there: check --config or LIKENESS_CONFIG")
-    own = named or Path("likeness.toml")
+    own = own_file(config)
     environment = {name: text for name, text in sorted(os.environ.items())
                    if name.startswith(PREFIX) and text and name not in NOT_SETTINGS and not _KUBERNETES.fullmatch(name)}
     sources: dict[str, str] = {}
     merged: dict[str, Any] = {}
     layers: list[tuple[str, Mapping[str, Any]]] = [("default", {"home": str(default_home())}), ("shipped likeness.toml", _toml(SHIPPED))]
-    if own.is_file() and own.resolve() != SHIPPED.resolve():
+    if own is not None and own.resolve() != SHIPPED.resolve():
         layers.append((own.name, _toml(own)))
     layers += [(f"environment {name}", _nested(_keys_of(name), _value(text))) for name, text in environment.items()]
     layers += [("flag", _nested(key.split("."), value)) for key, value in (overrides or {}).items() if value is not None]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from flows.nightly import _answer, _failed, _turn
+from flows.nightly import _answer, _failed, _take_turns, _turn
 from likeness.erasure import tombstone_key
 from likeness.errors import BadSettings, IntegrityError, LikenessError, ServerUnreachable, UnusablePhotos
-from likeness.night import Outcome, last_outcome
+from likeness.night import Outcome, last_outcome, note_outcome
+from likeness.once import Claimed
+from likeness.processes import this_process
 from likeness.records import Consent, Enrolment, Subject
 from likeness.settings import load_settings
-from likeness.store import MemoryStore
+from likeness.store import LocalStore, MemoryStore
 from tasks.runtime import Tools
 from tests.flows.test_run import CONFIG, OPEN_GATE, PHOTOS, finish, likeness
+from tests.processes import environment
 
 pytestmark = pytest.mark.timeout(900)
 ASKED = "a" * 64
@@ -44,6 +50,9 @@ def test_four_subjects_one_night_and_the_next_has_nothing_to_do(tmp_path: Path) 
     assert night["counts"]["accepted"] == 1
     assert night["seconds"]["train"] > 0
     assert b"ada" not in (home / "store" / "nights" / "n1.json").read_bytes()
+    page = Path(night["page"]).read_text()
+    assert "4 enrolled, 1 accepted" in page
+    assert [subject for subject in ("ada", "bea", "canary-cleo", "dora") if re.search(rf"\b{subject}\b", page)] == []
     code, joined, err = command("nightly", "--id", "n1")
     assert (code, joined["accepted"], joined["refused"]) == (0, night["accepted"], night["refused"]), err
     shutil.copy(PHOTOS / "01.jpg", few)                         # new photos: due again
@@ -139,3 +148,113 @@ def test_failures_count_nights_not_starts() -> None:
 def test_an_accepted_run_is_noted_with_its_version() -> None:
     made = _answer({"verdict": "accepted", "reasons": [], "release": {"model": "likeness.ada", "version": 3}, "seconds": {"train": 1.0}}, "n1", ASKED)
     assert (made.kind, made.version, made.seconds, made.failures) == ("accepted", 3, {"train": 1.0}, 0)
+
+
+RESULT = {"verdict": "retry", "reasons": [], "release": None, "seconds": {}}
+
+
+def four() -> list[tuple[str, Outcome | None, str]]:
+    return [(subject, None, ASKED) for subject in ("ada", "bea", "cleo", "dora")]
+
+
+def test_two_starts_of_a_night_at_once_give_each_subject_one_turn(tools: Tools) -> None:
+    """While the first has ada, whose claim it holds, the second takes the others; the first then finds them done."""
+    turns: list[tuple[int, str]] = []
+    one: dict[str, Outcome] = {}
+    two: dict[str, Outcome] = {}
+    claim = Claimed(token="t", beat=0, ttl_s=60.0, owner=this_process())
+    path = "subjects/ada/stages/train/" + "c" * 64 + ".json"
+
+    def second(subject: str) -> dict:
+        turns.append((2, subject))
+        return RESULT
+
+    def first(subject: str) -> dict:
+        turns.append((1, subject))
+        tools.store.put_if_absent(path, claim.model_dump_json().encode())
+        assert _take_turns(tools, "n1", four()[1:] + four()[:1], two, second, limit=3, ends=None) == ["ada"]
+        tools.store.delete(path)
+        return RESULT
+
+    assert _take_turns(tools, "n1", four(), one, first, limit=None, ends=None) == []
+    assert turns == [(1, "ada"), (2, "bea"), (2, "cleo"), (2, "dora")]
+    assert one.keys() == {"ada", "bea", "cleo", "dora"}
+    assert {s: one[s] for s in two} == two
+
+
+def test_who_is_being_made_elsewhere_comes_last_and_is_waited_for_only_then(tools: Tools) -> None:
+    claim = Claimed(token="t", beat=0, ttl_s=60.0, owner=this_process())
+    tools.store.put_if_absent("subjects/ada/stages/train/" + "c" * 64 + ".json", claim.model_dump_json().encode())
+    turns: list[str] = []
+    tonight: dict[str, Outcome] = {}
+    assert _take_turns(tools, "n1", four(), tonight, lambda s: turns.append(s) or RESULT, limit=None, ends=None) == []
+    assert turns == ["bea", "cleo", "dora", "ada"]
+
+
+def test_a_limit_and_a_deadline_defer_and_a_dead_process_is_not_busy(tools: Tools) -> None:
+    me = this_process()
+    assert me is not None
+    dead = Claimed(token="t", beat=0, ttl_s=60.0, owner=me.model_copy(update={"started_ticks": me.started_ticks - 1}))
+    tools.store.put_if_absent("subjects/ada/stages/train/" + "c" * 64 + ".json", dead.model_dump_json().encode())
+    turns: list[str] = []
+    assert _take_turns(tools, "n1", four(), {}, lambda s: turns.append(s) or RESULT, limit=1, ends=None) == ["bea", "cleo", "dora"]
+    assert turns == ["ada"]
+    assert _take_turns(tools, "n2", four(), {}, lambda s: turns.append(s) or RESULT, limit=None, ends=0.0) == ["ada", "bea", "cleo", "dora"]
+
+
+def test_another_question_or_another_night_is_no_turn_of_this_one(tools: Tools) -> None:
+    for night, asked in (("n0", ASKED), ("n1", "b" * 64)):
+        note_outcome(tools.store, "ada", Outcome(night=night, asked=asked, kind="retry"))
+        turns: list[str] = []
+        _take_turns(tools, "n1", [("ada", None, ASKED)], {}, lambda s, turns=turns: turns.append(s) or RESULT, limit=None, ends=None)
+        assert turns == ["ada"]
+
+
+@pytest.mark.slow
+def test_two_processes_at_one_night_make_every_stage_once(tmp_path: Path) -> None:
+    """Two machines: a home and a Prefect each, one store."""
+    store, made = tmp_path / "store", tmp_path / "made"
+    config = CONFIG.replace("steps = 12", "steps = 4") + f'[store]\nroot = "{store}"\n'
+    homes = [tmp_path / "one", tmp_path / "two"]
+    for subject in ("ada", "bea", "cleo", "dora"):
+        photos = tmp_path / subject                              # other names, so that no stage of one is another's
+        photos.mkdir()
+        for file in sorted(PHOTOS.glob("*.jpg"))[:7]:
+            shutil.copy(file, photos / f"{subject}-{file.name}")
+        code, _, err = finish(likeness(homes[0], "subject", "add", subject, "--class", "man", "--photos", str(photos), "--consent", "x", "--json", config=config))
+        assert code == 0, err
+    both = [subprocess.Popen([sys.executable, "-c", NOTING, str(made)], env=environment(home, config), cwd=home, text=True, stderr=subprocess.PIPE) for home in homes]
+    for process in both:
+        _, err = process.communicate(timeout=800)
+        assert process.returncode == 0, err
+    lines = made.read_text().split("\n")[:-1]
+    assert {line.split()[0] for line in lines} == {"ada", "bea", "cleo", "dora"}
+    assert {line.split()[1] for line in lines} >= {"ingest", "train", "sample", "judge"}
+    assert len(lines) == len(set(lines)), "a stage was made twice"
+    outcomes = [last_outcome(LocalStore(store), subject) for subject in ("ada", "bea", "cleo", "dora")]
+    assert {o.night for o in outcomes if o is not None} == {"n1"}
+    assert None not in outcomes
+
+
+NOTING = """
+import os, sys
+from pathlib import Path
+from flows.terminal import keep_to_home
+from likeness.settings import load_settings
+settings = load_settings()
+keep_to_home(settings.home)
+from flows.nightly import nightly
+from tasks import runtime
+
+class Noting(runtime.Tools):
+    def once(self, call, make, output):
+        done = super().once(call, make, output)
+        if done.executed:
+            with open(sys.argv[1], "a") as file:                 # one short line: appended whole
+                file.write(f"{call.subject} {call.stage} {call.key}\\n")
+        return done
+
+runtime.configure(Noting(settings))
+report = nightly("n1")
+assert sum(report["counts"][kind] for kind in ("accepted", "retry", "needs_photos", "rejected")) == 4, report
+"""

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_
 pytestmark = pytest.mark.timeout(900)
 
 
-def likeness(home: Path, *words: str, config: str = CONFIG, own_server: bool = False) -> Warm:
-    return Warm(words, environment(home, config, api=None if own_server else SERVER.api), home)
+def likeness(home: Path, *words: str, config: str = CONFIG, own_server: bool = False, more: Mapping[str, str] | None = None) -> Warm:
+    """`likeness WORDS`, at the tests' Prefect server unless it brings its own; `more` is added to its environment."""
+    return Warm(words, environment(home, config, api=None if own_server else SERVER.api) | dict(more or {}), home)
 
 
 def finish(process: Warm | subprocess.Popen[str]) -> tuple[int, Any, str]:

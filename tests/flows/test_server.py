@@ -1,40 +1,114 @@
-"""The same flow against a real Prefect server: what the server keeps of a run, and that it holds nothing personal."""
+"""The stack of `likeness up`, real servers and a real worker: what they keep of a run, that they hold nothing personal, and that a night runs by itself."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from likeness.processes import process_of
 from tests.flows.test_run import CONFIG, OPEN_GATE, PHOTOS, finish, likeness
-from tests.processes import SERVER
+from tests.servers import free_port
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def ask(what: str, run: str | None = None) -> Any:
-    """What the server has of flow_runs, task_runs or artifacts; of one flow run, if its id is given."""
-    wanted = {"flow_runs": {"id": {"any_": [run]}} if run else {"name": {"any_": ["personalize zoe"]}}}
-    request = urllib.request.Request(f"{SERVER.api}/{what}/filter", data=json.dumps(wanted).encode(), headers={"Content-Type": "application/json"})
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home in which `likeness up` was called: Prefect's server, MLflow's and a worker, on loopback."""
+    home = tmp_path / "home"
+    try:
+        code, shown, err = command(home, "up")
+        assert code == 0, err
+        assert {s["name"]: s["state"] for s in shown["services"]} == {"prefect": "running", "mlflow": "running", "worker-cpu": "running"}
+        yield home
+    finally:
+        command(home, "down")
+
+
+CONFIGURED = CONFIG + OPEN_GATE + f"""
+[up]
+prefect_port = {free_port()}
+mlflow_port = {free_port()}
+[deploy]
+trains_on = "cpu"
+"""
+
+
+def command(home: Path, *words: str, **environment: str) -> tuple[int, Any, str]:
+    return finish(likeness(home, *words, "--json", config=CONFIGURED, own_server=True, more=environment))
+
+
+def state_of(home: Path) -> tuple[int, dict[str, str], Any]:
+    code, shown, err = command(home, "status")
+    assert shown is not None, err
+    return code, {s["name"]: s["state"] for s in shown["services"]}, shown
+
+
+def ask(api: str, what: str, body: object = None) -> Any:
+    request = urllib.request.Request(f"{api}/{what}", data=json.dumps(body or {}).encode(), headers={"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
 
-def test_a_real_server_shows_the_run_and_knows_nobody(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    code, result, err = finish(likeness(home, "run", str(PHOTOS), "--subject", "zoe", "--class", "man", "--consent", "ticket-canary", "--json", config=CONFIG + OPEN_GATE))
+def wait_for(what: Callable[[], Any], seconds: float = 180.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, f"nothing after {seconds:.0f} s"
+        time.sleep(1.0)
+    return found
+
+
+def test_servers_and_a_worker_show_a_run_and_a_night_and_know_nobody(home: Path) -> None:
+    code, states, shown = state_of(home)
+    assert (code, set(states.values()), shown["due"], shown["nights"]) == (0, {"running"}, [], [])
+    api = shown["services"][0]["address"] + "/api"
+    started = {s["name"]: s["pid"] for s in shown["services"]}
+
+    # one subject by hand, shown by the server
+    code, result, err = command(home, "run", str(PHOTOS), "--subject", "ada", "--class", "man", "--consent", "ticket-canary", PREFECT_API_URL=api)
     assert code == 0, err
-    (run,) = ask("flow_runs")
-    assert (run["name"], run["state_type"], run["parameters"]) == ("personalize zoe", "COMPLETED", {"subject": "zoe"})
-    tasks = ask("task_runs", run["id"])
-    assert {t["name"].removesuffix(" zoe") for t in tasks} == set(result["executed"])
+    (run,) = ask(api, "flow_runs/filter", {"flows": {"name": {"any_": ["personalize"]}}})
+    assert (run["name"], run["state_type"], run["parameters"]) == ("personalize ada", "COMPLETED", {"subject": "ada"})
+    tasks = ask(api, "task_runs/filter")
+    assert {t["name"].removesuffix(" ada") for t in tasks} == set(result["executed"])
     assert {t["state_type"] for t in tasks} == {"COMPLETED"}
-    artifacts = {a["key"]: a for a in ask("artifacts", run["id"])}
+    artifacts = {a["key"]: a for a in ask(api, "artifacts/latest/filter")}
     assert {"photos", "stages", "summary", "verdict"} <= artifacts.keys()
     assert float(artifacts["stages"]["data"]) == 100.0
     # neither where the photos lie nor what they are called, neither consent nor captions
     kept = json.dumps([run, tasks, list(artifacts.values())])
     assert not [word for word in (str(PHOTOS), ".jpg", "ticket-canary", "a photo of") if word in kept]
+
+    # a server that dies is seen, and up brings back that one alone
+    os.kill(started["mlflow"], signal.SIGKILL)
+    code, states, _ = state_of(home)
+    assert (code, states) == (1, {"prefect": "running", "mlflow": "crashed", "worker-cpu": "running"})
+    code, shown, err = command(home, "up")
+    assert code == 0, err
+    again = {s["name"]: s["pid"] for s in shown["services"]}
+    assert (again["prefect"], again["worker-cpu"]) == (started["prefect"], started["worker-cpu"])
+    assert again["mlflow"] != started["mlflow"]
+    assert command(home, "deploy", PREFECT_API_URL=api)[1]["differences"] == []
+
+    # the schedule makes runs, and the worker carries a night out by itself
+    (deployment,) = ask(api, "deployments/filter", {"deployments": {"name": {"any_": ["likeness"]}}, "flows": {"name": {"any_": ["nightly"]}}})
+    scheduled = wait_for(lambda: ask(api, "flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}))
+    assert {(r["state_type"], r["expected_start_time"][11:16]) for r in scheduled} == {("SCHEDULED", "02:00")}
+    night = ask(api, f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
+    done = wait_for(lambda: (r := ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [night["id"]]}}})[0])["state_type"] in ("COMPLETED", "FAILED", "CRASHED") and r)
+    assert (done["state_type"], done["name"]) == ("COMPLETED", f"night {done['expected_start_time'][:10]}")
+    _, _, shown = state_of(home)
+    assert [(n["night"], n["ok"]) for n in shown["nights"]] == [(done["expected_start_time"][:10], True)]
+
+    code, stopped, err = command(home, "down")
+    assert (code, stopped["stopped"]) == (0, ["worker-cpu", "mlflow", "prefect"]), err
+    assert set(state_of(home)[1].values()) == {"stopped"}
+    assert [pid for pid in (*started.values(), *again.values()) if process_of(pid) is not None] == []

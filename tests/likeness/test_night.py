@@ -11,6 +11,7 @@ from likeness.night import (
     check_night,
     clear_outcome,
     enrolled,
+    last_nights,
     last_outcome,
     note_night,
     note_outcome,
@@ -18,7 +19,7 @@ from likeness.night import (
     summary,
     why_not_due,
 )
-from likeness.records import Consent, Enrolment, Subject
+from likeness.records import Consent, Enrolment, Reason, Subject
 from likeness.store import MemoryStore
 
 ASKED, OTHER = "a" * 64, "b" * 64
@@ -98,3 +99,18 @@ def test_a_nights_id_is_a_name(name: str) -> None:
     with pytest.raises(InputError, match="no id of a night"):
         check_night(name)
     assert check_night("2026-11-26") == "2026-11-26"
+
+
+def test_a_night_counts_subjects_by_reason_and_names_nobody() -> None:
+    twice = (Reason(code="few_faces", message="of ada"), Reason(code="few_faces", message="again"), Reason(code="blurred", message="x"))
+    night = summary("n1", {"ada": outcome("needs_photos", reasons=twice), "bea": outcome("retry", reasons=twice[:1])}, others={}, max_failed_share=0.2, took_s=4.0)
+    assert (night.reasons, night.took_s) == ({"blurred": 1, "few_faces": 2}, 4.0)
+    assert "ada" not in night.model_dump_json()
+
+
+def test_the_last_nights_are_read_newest_first_and_old_records_too() -> None:
+    store = MemoryStore()
+    for day in ("24", "26", "25"):
+        note_night(store, summary(f"2026-11-{day}", {}, others={}, max_failed_share=0.2))
+    store.put_if_absent("nights/2026-11-27.json", b'{"night": "2026-11-27", "counts": {}, "seconds": {}, "ok": true}')      # before there were reasons
+    assert [n.night for n in last_nights(store, 3)] == ["2026-11-27", "2026-11-26", "2026-11-25"]

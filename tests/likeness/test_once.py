@@ -17,7 +17,8 @@ import pytest
 
 from likeness import once as module
 from likeness.errors import ClaimLost, IntegrityError, NonFiniteLoss, StillClaimed, TransientError
-from likeness.once import Claim, ClaimPolicy, Done, once
+from likeness.once import Claim, ClaimPolicy, Done, held_claims, once
+from likeness.processes import Owner, alive, this_process
 from likeness.records import Consent, Subject
 from likeness.stages import Call
 from likeness.store import LocalStore, MemoryStore, Store
@@ -198,7 +199,7 @@ def test_waiting_has_an_end() -> None:
 
 def test_a_silent_claim_of_an_unknown_machine_is_believed_for_its_ttl_and_no_longer() -> None:
     store = MemoryStore()
-    elsewhere = module.Owner(boot="another machine", pid_namespace=1, pid=1, started_ticks=1)
+    elsewhere = Owner(boot="another machine", pid_namespace=1, pid=1, started_ticks=1)
     store.put_if_absent(CALL.path, module._dump(module.Claimed(token="t", beat=7, ttl_s=0.5, owner=elsewhere, attempt=2)))
     began = time.monotonic()
     attempts = []
@@ -367,7 +368,7 @@ def test_a_killed_worker_of_this_machine_is_replaced_without_waiting(start: Any,
 
 
 def test_a_pid_that_was_given_to_somebody_else_is_dead(store: LocalStore) -> None:
-    me = module._this_process()
+    me = this_process()
     assert me is not None
     reused = me.model_copy(update={"started_ticks": me.started_ticks - 1})
     store.put_if_absent(CALL.path, module._dump(module.Claimed(token="t", beat=0, ttl_s=600.0, owner=reused)))
@@ -376,10 +377,23 @@ def test_a_pid_that_was_given_to_somebody_else_is_dead(store: LocalStore) -> Non
 
 @pytest.mark.parametrize("change", [{"boot": "another"}, {"pid_namespace": 1}], ids=["machine", "container"])
 def test_a_pid_of_elsewhere_says_nothing(change: dict[str, Any]) -> None:
-    me = module._this_process()
+    me = this_process()
     assert me is not None
-    assert module._alive(me) is True
-    assert module._alive(me.model_copy(update={"started_ticks": 1, **change})) is None
+    assert alive(me) is True
+    assert alive(me.model_copy(update={"started_ticks": 1, **change})) is None
+
+
+def test_claims_are_listed_with_what_can_be_told_of_their_process() -> None:
+    me, store = this_process(), MemoryStore()
+    assert me is not None
+    ask(store, made())                                          # published: no claim
+    owners = {"dead": me.model_copy(update={"started_ticks": me.started_ticks - 1}), "elsewhere": me.model_copy(update={"boot": "another"}), "living": me}
+    for name, owner in owners.items():
+        call = CALL.model_copy(update={"subject": name})
+        store.put_if_absent(call.path, module._dump(module.Claimed(token="t", beat=3, ttl_s=60.0, owner=owner, attempt=2, progress="step 3")))
+    store.put_if_absent("subjects/dora/enrolment.json", b"{}")
+    assert {c.subject: c.lives for c in held_claims(store)} == {"dead": False, "elsewhere": None, "living": True}
+    assert {(c.stage, c.attempt, c.progress) for c in held_claims(store)} == {("crop", 2, "step 3")}
 
 
 @pytest.mark.parametrize("words", [(), ("effect",)], ids=["content", "effect"])

@@ -15,6 +15,8 @@ import pytest
 
 from likeness.dossier import describe, flatten
 from likeness.errors import BadSettings, IntegrityError, RecipeError, ServerUnreachable
+from likeness.night import Night
+from likeness.night_registry import show_night
 from likeness.recipe import Lora
 from likeness.registry import ALIAS, Registry
 from likeness.store import LocalStore, MemoryStore
@@ -279,3 +281,22 @@ def test_importing_the_registry_imports_neither_mlflow_nor_torch(root: Path) -> 
     code = "import json, sys, likeness.registry; print(json.dumps([m for m in ('mlflow', 'torch', 'prefect') if m in sys.modules]))"
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert json.loads(said) == []
+
+
+def test_a_night_is_one_run_with_its_numbers_and_its_page_however_often_it_is_joined(registry: Registry) -> None:
+    first = Night(night="2026-11-26", counts={"accepted": 1, "failed": 2}, seconds={"train": 3.5}, ok=False, reasons={"server_unreachable": 2}, took_s=9.0)
+    run = show_night(registry, first, "<p>first</p>")
+    assert show_night(registry, first.model_copy(update={"counts": {"accepted": 3, "failed": 0}, "ok": True}), "<p>joined</p>") == run
+    assert show_night(registry, first.model_copy(update={"night": "2026-11-27"}), "<p>next</p>") != run
+    shown = registry.client.get_run(run)
+    assert shown.data.metrics == {"subjects.accepted": 3.0, "subjects.failed": 0.0, "seconds.train": 3.5, "reasons.server_unreachable": 2.0, "ok": 1.0, "took_s": 9.0}
+    assert (shown.info.run_name, shown.info.status) == ("night 2026-11-26", "FINISHED")
+    assert registry.client.get_experiment(shown.info.experiment_id).name == "likeness.nights"
+    assert isinstance(registry.artifact_root, Path)
+    assert sorted(p.read_text() for p in (registry.artifact_root / "nights").rglob("night.html")) == ["<p>joined</p>", "<p>next</p>"]
+
+
+def test_a_night_in_a_server_that_is_gone_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ServerUnreachable, match="showing the night"):
+        show_night(Registry("http://127.0.0.1:9"), Night(night="n1", counts={}, seconds={}, ok=True), "")

@@ -15,6 +15,7 @@ from PIL import Image
 from likeness.errors import RecipeError
 from likeness.gate import GatePolicy, judge
 from likeness.ladder import Attempt
+from likeness.night import Night
 from likeness.recipe import Lora
 from likeness.records import (
     BaseScores,
@@ -30,7 +31,7 @@ from likeness.records import (
     Subject,
     Verdict,
 )
-from likeness.report import PhotoView, PortraitView, ReportView, SampleView, data_uri, render_contact_sheet, render_report
+from likeness.report import PhotoView, PortraitView, ReportView, SampleView, data_uri, render_contact_sheet, render_night, render_report
 from likeness.store import MemoryStore
 from tests.likeness.fabricated import BASE, World, build
 
@@ -270,3 +271,24 @@ def test_the_contact_sheet_shows_every_file_with_its_reason_and_refers_to_nothin
     assert ("can be used" in reader.text) == (verdict == "ok")
     assert all(r.startswith("data:image/") for r in references(reader))
     assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe"}
+
+
+def test_a_night_shows_its_numbers_in_the_order_in_which_they_matter() -> None:
+    counts = {"unchanged": 40, "failed": 2, "accepted": 7, "retry": 0, "deferred": 1}
+    night = Night(night="2026-11-26", counts=counts, seconds={"train": 120.0, "sample": 30.0}, ok=True, reasons={"few_faces": 3}, took_s=180.0)
+    page = render_night(night, code="1.0")
+    words = re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL))
+    places = [words.index(text) for text in ("The night went well", "50 enrolled, 7 accepted", "accepted 7", "failed 2", "left for another night 1", "nothing new 40",
+                                             "few faces 3", "train 2 min 0 s", "sample 30.0 s")]
+    assert places == sorted(places)
+    assert "not yet" not in words                                # nobody had that verdict
+    assert "took 3 min 0 s" in words
+
+
+@pytest.mark.parametrize("night", [Night(night="n", counts={}, seconds={}, ok=False), Night(night="n", counts={HOSTILE: 1}, seconds={HOSTILE: 1.0}, ok=False, reasons={HOSTILE: 1})])
+def test_a_night_of_nobody_or_of_hostile_words_is_a_page(night: Night) -> None:
+    page = render_night(night, code=HOSTILE)
+    assert "Too many failed" in page
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "http://" not in page

@@ -1,0 +1,151 @@
+"""infra/ is what the code says and what its readers accept: prefect.yaml, the compose file, the image, the systemd unit."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import pytest
+import typer
+import yaml
+
+from flows.cli import app
+from flows.deploying import as_prefect_yaml, plan_of
+from likeness.settings import load_settings
+
+SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY")
+
+
+@pytest.fixture(scope="module")
+def compose(root: Path) -> Any:
+    return yaml.safe_load((root / "infra" / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def unit(root: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str                                     # type: ignore[assignment,method-assign]
+    parser.read_string((root / "infra" / "likeness-worker@.service").read_text())
+    return parser
+
+
+def test_prefect_yaml_is_what_deploy_makes_and_prefect_reads_it(root: Path) -> None:
+    from prefect.cli.deploy._models import PrefectYamlModel
+
+    text = (root / "infra" / "prefect.yaml").read_text()
+    plan = plan_of(load_settings())
+    assert text == as_prefect_yaml(plan), "run `likeness deploy --yaml > infra/prefect.yaml`"
+    read = PrefectYamlModel.model_validate(yaml.safe_load(text))
+    assert [(d.name, d.entrypoint, d.work_pool.name if d.work_pool else None, d.description, d.tags) for d in read.deployments] == \
+        [("likeness", d.entrypoint, d.pool, d.description, ["likeness"]) for d in plan.deployments]
+    assert [[(s.cron, s.timezone, s.slug) for s in d.schedules or ()] for d in read.deployments] == \
+        [[(d.cron, d.timezone, "likeness")] if d.cron else [] for d in plan.deployments]
+    for pool in plan.pools:
+        assert f"set-concurrency-limit {pool.name} {pool.slots}" in text
+
+
+def test_services_wait_only_for_services_that_can_be_waited_for(compose: Any) -> None:
+    services = compose["services"]
+    assert {"postgres", "prefect", "mlflow", "worker-cpu", "worker-gpu"} <= services.keys()
+    for service in services.values():
+        for other, how in service.get("depends_on", {}).items():
+            assert how["condition"] != "service_healthy" or "healthcheck" in services[other]
+            assert how["condition"] != "service_completed_successfully" or services[other]["restart"] == "no"
+    named = {v.split(":")[0] for s in services.values() for v in s.get("volumes", ()) if not v.startswith(".")}
+    assert named == compose["volumes"].keys()
+
+
+def test_no_registry_no_credential_and_nothing_open_to_the_world(root: Path, compose: Any) -> None:
+    for name, service in compose["services"].items():
+        image, _, tag = service["image"].partition(":")
+        assert "/" not in image, name                            # no host: images by their plain names
+        assert (tag, "build" in service) != ("", False), f"{name}: a foreign image needs a version"
+        assert [p for p in service.get("ports", ()) if not p.startswith("127.0.0.1:")] == []
+        for key, value in service.get("environment", {}).items():
+            assert not SECRET.search(key) or value.startswith("${"), f"{name}: {key}"
+            assert not re.search(r"://[^/@]*:[^/@]*@", str(value)), f"{name}: {key} holds a password"
+    assert "/infra/.env" in (root / ".gitignore").read_text().splitlines()
+
+
+def programs() -> dict[str, Any]:
+    from mlflow.cli import cli as mlflow
+
+    likeness = typer.main.get_command(app)
+    assert isinstance(mlflow, click.Group)
+    return {"mlflow": mlflow.commands, "likeness": likeness.commands}         # type: ignore[attr-defined]
+
+
+def commands(compose: Any) -> Iterator[tuple[str, list[str]]]:
+    for name, service in compose["services"].items():
+        if "command" in service:
+            yield name, service["command"]
+
+
+def test_every_command_has_the_options_that_it_is_given(compose: Any) -> None:
+    known = programs()
+    for name, (program, command, *words) in commands(compose):
+        if program == "prefect":                                 # its command line is not click's: test_server.py starts both with these words
+            assert (command, words[0]) in (("server", "start"), ("worker", "start")), name
+            assert {w for w in words if w.startswith("--")} <= {"--host", "--port", "--pool", "--type"}, name
+            continue
+        options = {option for parameter in known[program][command].params for option in parameter.opts}
+        assert {w for w in words if w.startswith("--")} <= options, name
+
+
+def test_workers_serve_the_pools_that_deploy_makes_and_their_settings_are_settings(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = compose["services"]
+    pools = {s["command"][s["command"].index("--pool") + 1] for s in services.values() if "--pool" in s.get("command", ())}
+    assert pools == {p.name for p in plan_of(load_settings()).pools}
+    for service in (services["deploy"], services["worker-cpu"], services["worker-gpu"]):
+        for key, value in service["environment"].items():
+            monkeypatch.setenv(key, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value))
+        settings = load_settings()
+        assert str(settings.home) in {v.split(":")[1] for v in services["worker-cpu"]["volumes"]}
+        assert settings.registry.tracking_uri is not None
+        assert settings.registry.tracking_uri.get_secret_value() in [f"http://{s}:5000" for s in services]
+        assert settings.deploy.trains_on == "cpu"                # without a GPU nothing waits for one
+
+
+def test_the_image_is_made_of_what_is_there_and_nobody_in_it_is_root(root: Path) -> None:
+    lines = [line.split() for line in (root / "infra" / "Dockerfile").read_text().replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    copied = [word for line in lines if line[0] == "COPY" for word in line[1:-1]]
+    assert [name for name in copied if not (root / name).exists()] == []
+    let_in = {line[1:] for line in (root / "infra" / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(copied) == let_in
+    assert [line[1] for line in lines if line[0] == "USER"][-1] == "likeness"
+    assert [line[1] for line in lines if line[0] == "FROM"] == ["python:3.11-slim"]
+
+
+def test_the_unit_starts_a_worker_that_exists_and_keeps_to_the_home(unit: configparser.ConfigParser) -> None:
+    service = unit["Service"]
+    program, *words = service["ExecStart"].split()
+    assert Path(program).name == "prefect"
+    assert words == ["worker", "start", "--pool", "%i", "--type", "process"]
+    assert service["User"] != "root"
+    assert service["ReadWritePaths"] == service["WorkingDirectory"] == "/srv/likeness"
+    assert "PrivateDevices" not in service                       # it would hide the GPUs
+    assert not SECRET.search(service["Environment"])
+
+
+def test_systemd_accepts_the_unit(root: Path, tmp_path: Path, lacking: Callable[[str], NoReturn]) -> None:
+    if shutil.which("systemd-analyze") is None:
+        lacking("systemd-analyze is not installed")
+    # with paths of this machine: it looks whether the program is there
+    text = (root / "infra" / "likeness-worker@.service").read_text().replace("/opt/likeness/.venv/bin/prefect", "/bin/true")
+    (tmp_path / "likeness-worker@gpu.service").write_text(text)
+    done = subprocess.run(["systemd-analyze", "verify", str(tmp_path / "likeness-worker@gpu.service")], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if "likeness-worker@gpu.service" in line and not line.startswith("/lib")]
+    assert complaints == []
+
+
+def test_every_deployment_of_the_file_can_be_imported(root: Path) -> None:
+    for deployment in yaml.safe_load((root / "infra" / "prefect.yaml").read_text())["deployments"]:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        assert callable(getattr(import_module(module), name))
