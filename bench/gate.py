@@ -37,7 +37,7 @@ from likeness.records import FindingCode
 from likeness.stages import fingerprint
 from models.diffusion import bases
 from models.diffusion.sampler import sample
-from models.faces import align
+from models.faces import align, dlib_faces, face
 from models.faces.face import Face, Picture
 from models.faces.tools import FaceTools, dlib_tools
 from models.quality import findings
@@ -116,7 +116,7 @@ def _read(path: Path) -> Picture:
 def look(cells: Cells, clean: Clean, plant: str, tools: FaceTools) -> list[list[FindingCode]]:
     """The codes found on every picture of the set with this defect planted."""
     sources = {name: fingerprint(Path(file).read_text(encoding="utf-8")) for name, file in
-               (("planting", Path(__file__).with_name("planting.py")), ("findings", findings.__file__))}
+               (("planting", Path(__file__).with_name("planting.py")), ("findings", findings.__file__), ("detector", dlib_faces.__file__), ("face", face.__file__))}
     depends = {"set": clean.depends, "pictures": bytes_digest(np.concatenate([p.ravel()[::97] for p in clean.pictures])), "plant": plant,
                "table": findings.table_digest(), "backend": tools.recogniser_name, **sources}
 
