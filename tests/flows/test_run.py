@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
+from likeness.gate import GATED
 from likeness.lineage import walk
 from likeness.store import LocalStore
 
@@ -83,6 +84,18 @@ def test_an_accepted_run_ends_registered_with_its_whole_contract(undisturbed: tu
     html = Path(result["report"]).read_text()
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "data:image/webp" in html
+
+
+def test_every_sample_is_looked_at_for_defects(undisturbed: tuple[Path, Any]) -> None:
+    home, result = undisturbed
+    [judged] = [json.loads(p.read_text())["output"] for p in (home / "store" / "subjects" / "ada" / "stages" / "judge").glob("*.json")]
+    scores = judged["measured"]["scores"]
+    assert [len(row) for row in judged["measured"]["apart"]] == list(range(len(scores)))
+    found = [{f["code"] for f in s["findings"]} for s in scores]
+    assert [bool(codes & {"no_face", "extra_face"}) for codes in found] == [s["faces"] != 1 for s in scores]
+    assert result["scores"]["defect_share"] == sum(bool(codes & GATED) for codes in found) / len(scores)
+    clean = {s["image"] for s, codes in zip(scores, found, strict=True) if not codes & GATED}
+    assert set(judged["verdict"]["delivered"]) <= clean
 
 
 def test_the_second_run_makes_nothing_and_the_lineage_holds_until_a_byte_is_changed(undisturbed: tuple[Path, Any]) -> None:
