@@ -1,4 +1,4 @@
-"""Measure the table of `models.quality.findings`: about four minutes on one core.
+"""Measure the table of `models.quality.findings`: two minutes on one core.
 
     python -m models.quality.usual --data PORTRAITS.tar ...        (tars of rendered people; reserved users are left out)
 
