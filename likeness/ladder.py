@@ -22,7 +22,7 @@ BEYOND_PRESET = 4               # steps and learning rate stay within the preset
 MOST_STEPS = 20_000             # the limit of `recipe.steps`
 MOST_RANK = 64
 MOST_PRIOR = 2.0
-TOO_MUCH = ("faces", "copies", "editability", "diversity")     # reasons that say of a training that it went too far
+TOO_MUCH = ("faces", "defects", "copies", "editability", "diversity")     # reasons that say of a training that it went too far
 TOO_LITTLE = ("identity",)                                     # and not far enough
 
 
@@ -182,6 +182,7 @@ def _output_preservation(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[R
 
 RULES: Mapping[str, tuple[_Change, ...]] = {
     "faces": (_fewer_steps, _lower_rate, _stronger_prior),
+    "defects": (_lower_rate, _fewer_steps, _stronger_prior),
     "copies": (_fewer_steps, _stronger_prior, _lower_rate),
     "editability": (_fewer_steps, _stronger_prior, _output_preservation),
     "diversity": (_output_preservation, _stronger_prior, _fewer_steps),

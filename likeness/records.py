@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from likeness import digest
 from likeness.digest import Digest
@@ -221,12 +221,17 @@ class SampleSet(Record):
     samples: tuple[Sample, ...]
 
 
-class Finding(Record):
-    """One typed defect in one sample."""
+FindingCode = Literal["no_face", "extra_face", "cropped_face", "tiny_face", "grid", "blur", "colour_cast", "over_saturated", "plastic_skin", "unmeasured"]
 
-    kind: str
-    score: float
-    box_px: Box | None = None
+
+class Finding(Record):
+    """One typed defect in one sample: what was measured, where a defect begins, where it is seen."""
+
+    code: FindingCode
+    score: float | None = None            # in the unit of its sign: `models.quality.findings`; None if unmeasured
+    threshold: float | None = None
+    box_px: Box | None = None             # in the sample; None where there is no place
+    of: FindingCode | None = None         # unmeasured: which sign failed; None for the detector itself
 
 
 class SampleScore(Record):
@@ -254,6 +259,13 @@ class Measurements(Record):
     usable_portraits: int = Field(ge=0)
     diversity: float | None = None        # mean appearance distance between two unstylised samples; None below two
     scores: tuple[SampleScore, ...]
+    apart: tuple[tuple[float, ...], ...] = ()      # row i: appearance distance of sample i to each sample before it; empty if not measured
+
+    @model_validator(mode="after")
+    def _apart_is_of_the_scores(self) -> Self:
+        if self.apart and [len(row) for row in self.apart] != list(range(len(self.scores))):
+            raise ValueError(f"`apart` must have a row for each of {len(self.scores)} scores, row i with i distances")
+        return self
 
 
 class BaseScores(Record):
@@ -286,7 +298,7 @@ class Verdict(Record):
     scores: dict[str, float | None]
     measured: Digest
     policy: Digest
-    delivered: tuple[Digest, ...] = ()    # digests of the samples handed to the owner, best first
+    delivered: tuple[Digest, ...] = ()    # digests of the samples handed to the owner: the most alike first, then each the least like those before it
 
 
 class Release(Record):

@@ -25,6 +25,7 @@ from likeness.records import (
     BaseRef,
     BaseScores,
     Caption,
+    Finding,
     Measurements,
     PhotoJudgement,
     Portrait,
@@ -58,11 +59,12 @@ class PortraitView:
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample and what was measured on it."""
+    """One sample and what was measured on it; findings are drawn on it where its size is known."""
 
     sample: Sample
     image: bytes
     score: SampleScore | None = None
+    size_px: tuple[int, int] | None = None      # width, height: the frame of the findings' boxes
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ SHARES = {
     "identity_share": ("Recognisably this person", "min_identity_share", "at least"),
     "one_face_share": ("Exactly one face", "min_face_share", "at least"),
     "copy_share": ("Repeats of a training photo", "max_copy_share", "at most"),
+    "defect_share": ("Samples with a defect", "max_defect_share", "at most"),
     "editability": ("Prompt details followed", None, ""),
 }
 WORDS = {"accept": "used", "normalise": "used after repair", "reject": "refused", "ignore": "ignored"}
@@ -200,7 +203,7 @@ def _by_prompt(view: ReportView) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for item in view.samples:
         groups.setdefault((item.sample.category, item.sample.prompt), []).append(
-            {"view": item, "notes": _notes(item.score, view), "passes": _passes(item.score, view),
+            {"view": item, "notes": _notes(item.score, view), "passes": _passes(item.score, view), "marks": _marks(item),
              "delivered": view.verdict is not None and item.sample.image.sha256 in view.verdict.delivered})
     return [{"category": category, "prompt": prompt, "samples": samples} for (category, prompt), samples in groups.items()]
 
@@ -209,7 +212,7 @@ def _passes(score: SampleScore | None, view: ReportView) -> bool | None:
     """What the gate said of this sample alone; None if it was not asked."""
     if score is None or view.policy is None or view.measured is None:
         return None
-    alone = score.faces == 1 and not gate.is_copy(score, view.policy)
+    alone = score.faces == 1 and not gate.is_copy(score, view.policy) and not gate.is_defective(score)
     return alone and (score.category == gate.STYLISED or gate.is_person(score, view.measured, view.policy))
 
 
@@ -222,7 +225,31 @@ def _notes(score: SampleScore | None, view: ReportView) -> list[str]:
         notes.append(f"{score.slots_right} of {score.slots_asked} prompt details")
     if view.policy is not None and gate.is_copy(score, view.policy):
         notes.append("nearness to training photos not measured" if score.nearest_training is None else "repeats a training photo")
-    return notes + [finding.kind.replace("_", " ") for finding in score.findings]
+    return notes + [_said(finding) for finding in score.findings]
+
+
+def _said(finding: Finding) -> str:
+    """A finding in words: "blur -1.4, below -1.06"; whether it counts."""
+    words = finding.code.replace("_", " ") + (f": {finding.of.replace('_', ' ')}" if finding.of else "")
+    if finding.score is not None and finding.threshold is not None and finding.code not in ("no_face", "extra_face"):
+        words += f" {_number(finding.score)}, {'below' if finding.score < finding.threshold else 'above'} {_number(finding.threshold)}"
+    return words if finding.code in gate.GATED else f"{words} (reported only)"
+
+
+def _marks(item: SampleView) -> list[dict[str, Any]]:
+    """Boxes to draw on a sample, in hundredths of its sides; findings with one box share it, one without a place has none."""
+    if item.score is None or item.size_px is None:
+        return []
+    width, height = item.size_px
+    marks: dict[tuple[float, ...], dict[str, Any]] = {}
+    for finding in item.score.findings:
+        if finding.box_px is not None:
+            left, top, right, bottom = finding.box_px
+            mark = marks.setdefault(finding.box_px, {"x": 100 * left / width, "y": 100 * top / height, "width": 100 * (right - left) / width,
+                                                     "height": 100 * (bottom - top) / height, "names": [], "gated": False})
+            mark["names"].append(finding.code.replace("_", " "))
+            mark["gated"] = mark["gated"] or finding.code in gate.GATED
+    return list(marks.values())
 
 
 def _scale(view: ReportView) -> dict[str, Any] | None:

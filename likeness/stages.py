@@ -26,13 +26,13 @@ StageName = Literal["ingest", "crop", "caption", "assemble", "train", "sample", 
 
 # Raise a stage's epoch when its output may differ for the same inputs: everything it made before is then made again.
 STAGES: Mapping[StageName, int] = {
-    "ingest": 2,
-    "crop": 2,
+    "ingest": 3,
+    "crop": 3,
     "caption": 1,
     "assemble": 1,
     "train": 2,
     "sample": 3,
-    "judge": 3,
+    "judge": 4,
     "register": 1,
 }
 
@@ -51,7 +51,7 @@ SOURCES: Mapping[StageName, tuple[str, ...]] = {
     "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/batches.py", "models/diffusion/checkpoint.py",
               "models/diffusion/loop.py", "models/diffusion/objective.py", *METHODS),
     "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/sampler.py", *METHODS),
-    "judge": ("tasks/judging.py", "models/quality/measure.py", *FACES, "models/captions/slots.py",
+    "judge": ("tasks/judging.py", "models/quality/findings.py", "models/quality/measure.py", *FACES, "models/captions/slots.py",
               "models/maquette/vocabulary.py", "likeness/gate.py"),
     "register": ("tasks/registering.py", "likeness/registry.py", "likeness/dossier.py"),
 }

@@ -76,7 +76,9 @@ def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe,
     judgement_ = tools.open(refs["judge"], subject, Judgement) if "judge" in refs else None
     if "sample" in refs:
         scores = {s.image: s for s in judgement_.measured.scores} if judgement_ else {}
-        samples = [SampleView(s, webp(pictures.get(store, s.image)), score=scores.get(s.image.sha256)) for s in tools.open(refs["sample"], subject, SampleSet).samples]
+        for sample in tools.open(refs["sample"], subject, SampleSet).samples:
+            pixels = pictures.get(store, sample.image)
+            samples.append(SampleView(sample, webp(pixels), score=scores.get(sample.image.sha256), size_px=(pixels.shape[1], pixels.shape[0])))
     return ReportView(
         subject=tools.standing(subject).subject, photos=tuple(photos), set_judgement=intake.set, portraits=tuple(portraits), recipe=recipe, base=tools.base_ref,
         adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), measured=judgement_.measured if judgement_ else None,

@@ -111,6 +111,22 @@ def largest_first(faces: Sequence[Face]) -> list[Face]:
     return sorted(faces, key=lambda f: -(f.box_px[2] - f.box_px[0]))
 
 
+def once_each(faces: Sequence[Face]) -> list[Face]:
+    """One face for each head: of two boxes of which one lies by more than half in the other, the surer."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda f: -f.score):
+        if all(_shared(face.box_px, k.box_px) <= 0.5 for k in kept):
+            kept.append(face)
+    return kept
+
+
+def _shared(a: Sequence[float], b: Sequence[float]) -> float:
+    """What two boxes share, of the smaller one."""
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0.0, width) * max(0.0, height) / smaller if smaller > 0 else 0.0
+
+
 def soft_edge(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A mask (S, S) whose edge is a 64th of its side wide: the loss must not learn a line."""
     return np.asarray(cv2.GaussianBlur(mask, (0, 0), mask.shape[0] / 64), np.uint8)

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bench import attributes, faces, personalisation
+from bench import attributes, faces, gate, personalisation
 from bench.cells import Cells
 from bench.drawing import bytes_digest, chance, full_prompts
+from bench.planting import PLANTS
 from bench.strangers import plant
+from likeness.gate import GATED
+from models.faces import align
+from models.faces.face import Face
 from models.maquette.vocabulary import SLOTS
 
 ROWS = [{"identity": f"{i:06d}", "style": "photo", "sex": "female", "age": "young", "hair_colour": "black", "hair_cut": "bob", "beard": "none",
@@ -122,3 +127,60 @@ def test_strangers_far_away_are_found_and_near_ones_are_not() -> None:
     apart = plant(vectors, who)
     assert (apart["recall"], apart["good_refused"]) == (1.0, 0.0)
     assert plant(vectors * np.float32(0.01), who)["recall"] == 0.0
+
+
+# -- planted defects
+
+SIDE = 160
+FACE = Face((50.0, 50.0, 110.0, 120.0), (align.template_in_crop(128) - 64) * 0.8 + 80, 1.0)
+
+
+def toy(seed: int) -> np.ndarray:
+    """A smooth picture with some grain, in which every defect leaves a trace."""
+    rng = np.random.default_rng(seed)
+    rough = rng.integers(0, 255, (10, 10, 3), dtype=np.uint8)
+    large = np.asarray(Image.fromarray(rough).resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(np.int16)
+    return np.clip(large + rng.integers(-6, 7, large.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", list(PLANTS))
+def test_every_plant_changes_its_picture_alone_keeps_its_size_and_is_repeatable(name: str) -> None:
+    picture, other = toy(1), toy(2)
+    before = picture.copy(), other.copy()
+    made, again, another = (PLANTS[name](picture, FACE, other, FACE, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert (made.shape, made.dtype) == (picture.shape, np.uint8)
+    np.testing.assert_array_equal(made, again)
+    assert np.abs(made.astype(int) - picture).max() > 8
+    assert (made != another).any()
+    np.testing.assert_array_equal(picture, before[0])
+    np.testing.assert_array_equal(other, before[1])
+
+
+@pytest.mark.parametrize("name", ["moved eye", "mirrored eye", "melted patch", "plastic skin", "erased face"])
+def test_defects_of_the_face_leave_the_corners_alone(name: str) -> None:
+    picture = toy(1)
+    made = PLANTS[name](picture, FACE, toy(2), FACE, np.random.default_rng(3))
+    np.testing.assert_array_equal(made[:10, :10], picture[:10, :10])
+    np.testing.assert_array_equal(made[-6:, -6:], picture[-6:, -6:])
+
+
+def test_recall_and_precision_are_of_the_named_finding_and_its_clean_twins() -> None:
+    clean = [[], ["blur"], [], ["grid"]]
+    rows = gate.figures(clean, {"blur": [["blur"], ["blur", "grid"], ["no_face"], []], "grid": [[]] * 4, "moved eye": [["blur"], [], [], []]})
+    assert rows["blur"] == {"recall": 0.75, "precision": 0.75, "held_back": 0.75}
+    assert rows["grid"] == {"recall": 0.0, "precision": 0.0, "held_back": 0.0}
+    assert rows["moved eye"] == {"recall": None, "precision": None, "held_back": 0.25}
+
+
+def test_a_type_is_earned_on_every_set_and_by_both_figures() -> None:
+    good, poor = {"recall": 0.95, "precision": 0.9}, {"recall": 0.95, "precision": 0.89}
+    rest = dict.fromkeys(gate.CHECKERS, poor)
+    assert gate.earned({"a": rest | {"blur": good, "grid": good}, "b": rest | {"blur": good}}) == {"blur", "unmeasured"}
+    assert gate.earned({"a": rest | {"blur": {"recall": 0.95, "precision": None}}}) == {"unmeasured"}
+
+
+def test_what_is_gated_is_what_was_earned() -> None:
+    measured = json.loads(gate.PLANTED.read_text())
+    assert gate.earned(measured["sets"]) == GATED, "run `python -m bench.gate --accept` and set likeness.gate.GATED to what it says"
+    assert min(measured["pictures"].values()) >= 40
+    assert {plant for rows in measured["sets"].values() for plant in rows} == set(PLANTS) == set(gate.NAMES)

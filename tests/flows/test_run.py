@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
+from likeness.gate import GATED
 from likeness.lineage import walk
 from likeness.store import LocalStore
 from tests.processes import SERVER, Warm, cold, environment
@@ -37,7 +38,7 @@ seeds = 4
 prompts = [{category = "plain", template = "a photo of a {who}"}, {category = "place", template = "a photo of a {who} on a beach"}]
 """
 # A policy under which anything passes: what is tested with it is what happens after acceptance.
-OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_share = 1.0\n"
+OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n"
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -77,6 +78,18 @@ def test_an_accepted_run_ends_registered_with_its_whole_contract(undisturbed: tu
     html = Path(result["report"]).read_text()
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "data:image/webp" in html
+
+
+def test_every_sample_is_looked_at_for_defects(undisturbed: tuple[Path, Any]) -> None:
+    home, result = undisturbed
+    [judged] = [json.loads(p.read_text())["output"] for p in (home / "store" / "subjects" / "ada" / "stages" / "judge").glob("*.json")]
+    scores = judged["measured"]["scores"]
+    assert [len(row) for row in judged["measured"]["apart"]] == list(range(len(scores)))
+    found = [{f["code"] for f in s["findings"]} for s in scores]
+    assert [bool(codes & {"no_face", "extra_face"}) for codes in found] == [s["faces"] != 1 for s in scores]
+    assert result["scores"]["defect_share"] == sum(bool(codes & GATED) for codes in found) / len(scores)
+    clean = {s["image"] for s, codes in zip(scores, found, strict=True) if not codes & GATED}
+    assert set(judged["verdict"]["delivered"]) <= clean
 
 
 def test_the_second_run_makes_nothing_and_the_lineage_holds_until_a_byte_is_changed(undisturbed: tuple[Path, Any]) -> None:
@@ -283,7 +296,7 @@ def test_an_accepted_second_attempt_is_registered_with_its_own_recipe_and_lineag
     home = elsewhere(undisturbed[0], tmp_path / "home")
     written = 'ladder = [{method = "lora", steps = 12, checkpoint_every = 4, batch = 2, rank = 4, decoder_steps = 4, targets = ["attention"]}]\n'
     spoilt = CONFIG.replace("steps = 12", "steps = 1\nlearning_rate = 0.5")                       # not one face is left
-    code, result, err = finish(twice(home, written + spoilt + "\n[gate]\nmin_identity_share = 0.0\nmax_copy_share = 1.0\n"))
+    code, result, err = finish(twice(home, written + spoilt + "\n[gate]\nmin_identity_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n"))
     assert code == 0, err
     assert [a["verdict"] for a in result["attempts"]] == ["retry", "accepted"]
     assert [r["code"] for r in result["attempts"][0]["reasons"]] == ["faces"]

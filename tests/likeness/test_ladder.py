@@ -12,7 +12,7 @@ from likeness import gate
 from likeness.gate import GatePolicy
 from likeness.ladder import MOST, RULES, Attempt, best, differences, next_step
 from likeness.recipe import METHODS, RECIPE, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
-from likeness.records import Measurements, Reason, SampleScore, Verdict
+from likeness.records import Finding, Measurements, Reason, SampleScore, Verdict
 
 
 def verdict(*codes: str, kind: str = "retry", identity: float | None = 0.2) -> Verdict:
@@ -83,6 +83,7 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (TextualInversion(), "copies", TextualInversion(steps=100), "steps 100"),
     (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7, decoder_steps=100), "pivotal instead of textual_inversion"),
     (DreamBooth(steps=800, objective=Objective(caption_dropout=0.2)), "identity", Pivotal(objective=Objective(caption_dropout=0.2)), "pivotal instead of dreambooth"),
+    (Lora(), "defects", Lora(learning_rate=1.5e-3), "learning rate 0.0015 (was 0.003), because defects is not"),
     (Lora(), "diversity", Lora(objective=Objective(prior="dop")), "prior dop"),
     (Lora(), "editability", Lora(steps=100), "steps 100"),
 ], ids=lambda value: value if isinstance(value, str) else getattr(value, "method", None))
@@ -134,10 +135,10 @@ def test_a_reason_without_a_rule_proposes_nothing() -> None:
 
 
 def test_every_retry_of_the_gate_has_a_rule() -> None:
-    score = SampleScore(image="a" * 64, category="plain", faces=2, identity_distance=None, position=None, nearest_training=None)
+    score = SampleScore(image="a" * 64, category="plain", faces=2, identity_distance=None, position=None, nearest_training=None, findings=(Finding(code="blur"),))
     judged = gate.judge(Measurements(backend="dlib", bank="b", threshold=0.4, ceiling=0.2, floor=0.6, usable_portraits=8, scores=(score,) * 8), GatePolicy())
     assert judged.kind == "retry"
-    assert {r.code for r in judged.reasons} == {"faces", "identity", "copies"} <= set(RULES)
+    assert {r.code for r in judged.reasons} == {"faces", "identity", "copies", "defects"} <= set(RULES)
 
 
 def test_the_first_accepted_counts_or_else_the_most_recognisable() -> None:

@@ -21,6 +21,7 @@ from likeness.records import (
     BaseScores,
     Caption,
     Consent,
+    Finding,
     Measurements,
     PhotoJudgement,
     Reason,
@@ -234,6 +235,24 @@ def test_the_base_alone_stands_beside_what_the_adapter_reaches_and_is_left_out_w
     alone = read(render_report(view)).text
     assert "base alone" not in alone
     assert "Prompt details followed" in alone
+
+
+def test_findings_are_drawn_where_they_are_and_say_whether_they_count() -> None:
+    view = whole_view()
+    findings = (Finding(code="blur", score=-1.4, threshold=-1.06, box_px=(32.0, 16.0, 96.0, 112.0)),
+                Finding(code="plastic_skin", score=0.1, threshold=0.35, box_px=(32.0, 16.0, 96.0, 112.0)),
+                Finding(code="colour_cast", score=50.0, threshold=40.0, box_px=(0.0, 0.0, 64.0, 64.0)), Finding(code="unmeasured", of="grid"))
+    first = view.samples[0]
+    assert first.score is not None and view.measured is not None
+    spoilt = SampleView(first.sample, first.image, first.score.model_copy(update={"findings": findings}), size_px=(128, 256))
+    html = render_report(ReportView(**(vars(view) | {"samples": (spoilt, *view.samples[1:])})))
+    reader = read(html)
+    boxes = [a for tag, a in reader.tags if tag == "rect" and "flaw" in (a.get("class") or "")]
+    assert [(b["class"], b["x"], b["y"], b["width"], b["height"]) for b in boxes] == [("flaw", "25.00", "6.25", "50.00", "37.50"), ("flaw mild", "0.00", "0.00", "50.00", "25.00")]
+    assert [a["aria-label"] for tag, a in reader.tags if tag == "svg" and (a.get("aria-label") or "").startswith("Where")] == ["Where: blur, plastic skin; colour cast"]
+    for expected in ("blur -1.4, below -1.06", "plastic skin 0.1, below 0.35 (reported only)", "colour cast 50, above 40 (reported only)", "unmeasured: grid", "Samples with a defect"):
+        assert expected in reader.text, expected
+    assert reader.text.count("\u2717 fails") == read(render_report(view)).text.count("\u2717 fails") + 1
 
 
 def test_attempts_stand_side_by_side_only_where_there_are_several() -> None:
