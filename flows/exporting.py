@@ -28,7 +28,8 @@ def export(tools: Tools, subject: str, form: str, *, out: Path | None) -> Path:
                 raise RecipeError(f"{target.name!r} is there already and not an empty folder: name another with --out")
             write_pipeline(tools.base, found.tensors, found.recipe, target)
             return target
-        data = embedding_file(found.tensors, found.recipe, token=f"<{subject}>") if form == "embedding" else lora_file(found.tensors, found.recipe, form)
+        data = embedding_file(found.tensors, found.recipe, token=f"<{subject}>") if form == "embedding" else lora_file(
+            found.tensors, found.recipe, form, family=tools.base_ref.family)
         target = out or Path(f"{subject}-{form}.safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)

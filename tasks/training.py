@@ -17,6 +17,7 @@ from models.diffusion import checkpoint
 from models.diffusion.batches import encode
 from models.diffusion.loop import Checkpoint, Job, fit
 from models.diffusion.methods import as_file, plan_of, step_of
+from models.faces.portraits import SIDE_IOD
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -40,7 +41,7 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
     inputs = encode(base, crops_NSSC=pictures.stack(store, [p.crop for p in training_set.portraits]),
                     masks_NSS=pictures.stack(store, [p.mask for p in training_set.portraits]),
                     captions=[c.text for c in training_set.captions], class_images_MSSC=class_images, class_captions=class_captions,
-                    noun=training_set.noun)
+                    noun=training_set.noun, originals_px=[p.face.eye_distance_px * SIDE_IOD[p.framing] for p in training_set.portraits])
     folder = call.path.removesuffix(".json")
     progress = tools.progress(call.stage, recipe.steps)
 
