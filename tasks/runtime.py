@@ -73,10 +73,17 @@ class Tools:
         return S3Store(settings)
 
     @cached_property
+    def base_folder(self) -> Path | None:
+        """Where the base lies, downloaded first if the settings say so; None for one that ships."""
+        from models.diffusion import hub
+
+        return hub.place(self.settings.base, folder=self.settings.base_folder, cache=self.settings.home / "bases", download=self.settings.base_hub)
+
+    @cached_property
     def base_ref(self) -> BaseRef:
         from models.diffusion import bases
 
-        reference = bases.reference(self.settings.base, folder=self.settings.base_folder)
+        reference = bases.reference(self.settings.base, folder=self.base_folder)
         note_base(self.store, reference)                       # so that `audit` finds a base by one of its files
         return reference
 
@@ -84,7 +91,7 @@ class Tools:
     def base(self) -> Base:
         from models.diffusion import bases
 
-        base = bases.load(self.settings.base, folder=self.settings.base_folder)
+        base = bases.load(self.settings.base, folder=self.base_folder)
         if base.ref != self.base_ref:
             raise IntegrityError(f"the files of base {base.ref.name!r} changed while this process ran: start it again")
         return base

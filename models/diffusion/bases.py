@@ -1,6 +1,6 @@
 """Bases: pretrained text-to-image pipelines, pinned, loaded once and kept resident.
 
-A base comes from the package (the maquette) or from a local folder in diffusers layout. Only safetensors are read, remote code never
+A base comes from the package (the maquette) or from a local folder in diffusers layout, which `models.diffusion.hub` may have filled. Only safetensors are read, remote code never
 runs, and every file's sha256 becomes part of the BaseRef, so a changed weight is a changed base. What sets one family apart from another
 is in `models.diffusion.families`; whoever trains or samples asks the Base and need not know.
 
@@ -146,12 +146,13 @@ def reference(name: str, *, folder: Path | None = None) -> BaseRef:
         raise UnknownBase(f"no base is called {name!r}; there are {', '.join(sorted(CATALOGUE))}")
     where = folder or entry.folder
     if where is None:
-        raise UnknownBase(f"base {name!r} does not ship with Likeness: set base.folder to a local copy in diffusers layout (safetensors)")
+        raise UnknownBase(f"base {name!r} does not ship with Likeness: set base_folder to a local copy in diffusers layout (safetensors)")
     if not (where / "model_index.json").is_file():
         raise UnknownBase(f"base {name!r} has no model_index.json in its folder: a diffusers pipeline saved with safetensors is needed there")
     files = {p.relative_to(where).as_posix(): _sha256(p) for p in sorted(where.rglob("*")) if p.is_file() and p.suffix in READ and p.name != "manifest.json"}
-    if not any(f.endswith(".safetensors") for f in files):
-        raise UnknownBase(f"base {name!r} holds no safetensors: pickled weights are never read; convert it with save_pretrained(safe_serialization=True)")
+    for part in ("unet", "vae", *(f"text_encoder{end}" for end in FAMILIES[entry.family].ends)):
+        if not any(f.startswith(f"{part}/") and f.endswith(".safetensors") for f in files):
+            raise UnknownBase(f"base {name!r} holds no safetensors in {part}/: pickled weights are never read; convert it with save_pretrained(safe_serialization=True)")
     manifest = where / "manifest.json"
     if manifest.is_file():
         expected = json.loads(manifest.read_text())
