@@ -50,7 +50,7 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
         claim.beat(f"step {step} of {recipe.steps}")
 
     job = Job(name=call.subject, build=lambda: step_of(base, inputs, recipe), resume=newest_checkpoint(store, folder, call.key),
-              plan=plan_of(recipe), on_report=report, on_checkpoint=_keeper(store, folder, call.key))
+              plan=plan_of(recipe), recompute=base.recompute, on_report=report, on_checkpoint=_keeper(store, folder, call.key))
     [result] = fit([job])
     if result.error is not None:
         raise result.error
@@ -59,7 +59,8 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
     weights = put_blob(store, f"subjects/{call.subject}/adapters", data, media="application/vnd.safetensors")
     for key in list(store.list(folder + "/")):
         store.delete(key)          # the adapter is written: its checkpoints have served
-    return Adapter(training_set=training_set.digest, recipe=recipe.digest, base=base.ref.digest, weights=weights, losses=result.losses, steps=result.steps)
+    return Adapter(training_set=training_set.digest, recipe=recipe.digest, base=base.ref.digest, weights=weights, losses=result.losses, steps=result.steps,
+                   device_plans=result.device)
 
 
 def newest_checkpoint(store: Store, folder: str, training: str) -> Checkpoint | None:

@@ -127,6 +127,13 @@ class Base:
         made: Tensor = self.unet(noisy_BCHW, t_B, texts.states_BTD, added_cond_kwargs=conditions).sample
         return made
 
+    def recompute(self, on: bool) -> None:
+        """Gradient checkpointing of the UNet: its blocks' activations are computed again in the backward pass instead of being kept."""
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
+
     def spell(self, text: str) -> str:
         """`text` as the tokenizer must see it: words of an adapter replaced by their tokens."""
         for word, tokens in self.spelling.items():

@@ -56,6 +56,7 @@ class Batch:
     pixel_B1HW: Tensor
     original_px_B: Tensor         # sides of the pictures before they were brought to the base's resolution
     portraits: int                # how many of B
+    shares: tuple[float, float] = (1.0, 1.0)      # of the step's portraits, and of its other pictures, that are in this batch
 
 
 def encode(base: Base, *, crops_NSSC: np.ndarray[Any, Any], masks_NSS: np.ndarray[Any, Any], captions: list[str],
@@ -90,8 +91,26 @@ class Batches:
         self._priors = max(1, batch // 2) if self._prior_weight > 0 else 0
         self._dop = isinstance(objective, Objective) and objective.prior == "dop"
 
-    def draw(self, step: int) -> Batch:
-        """`batch` portraits and half as many class pictures, or for dop the first of the portraits again, noised."""
+    @property
+    def pictures(self) -> int:
+        """How many pictures a step has."""
+        return self.batch + self._priors
+
+    def draw(self, step: int, *, piece: int = 0, of: int = 1) -> Batch:
+        """`batch` portraits and half as many class pictures, or for dop the first of the portraits again, noised.
+
+        With `of`, one of so many pieces of them, at most as many as there are pictures: the losses of all pieces add up to that of the whole.
+        """
+        whole, total = self._draw(step), self.pictures
+        if of == 1:
+            return whole
+        first, end = piece * total // of, (piece + 1) * total // of
+        own = max(0, min(end, self.batch) - first)
+        part = slice(first, end)
+        return Batch(whole.noisy_BCHW[part], whole.aim_BCHW[part], whole.t_B[part], whole.texts_B[part], whole.weight_B[part], whole.pixel_B1HW[part],
+                     whole.original_px_B[part], own, (own / self.batch, (end - first - own) / max(1, self._priors)))
+
+    def _draw(self, step: int) -> Batch:
         inputs, device = self.inputs, self.base.device
         g = torch.Generator().manual_seed((self.seed << 20) + step)
         portraits = self._portraits(step)
@@ -126,13 +145,18 @@ class Batches:
     def loss(self, batch: Batch, texts: Texts) -> Tensor:
         """Mean weighted error on the portraits, plus prior_weight times that on the class pictures (dop: the distance from what the base alone returns)."""
         own, aim = batch.portraits, batch.aim_BCHW
-        if self._dop and self._priors:
+        others = len(aim) - own
+        if self._dop and others:
             with torch.no_grad(), self._alone():
                 again = self.base.denoise(batch.noisy_BCHW[own:], batch.t_B[own:], self.encoded(batch)[own:], original_px_B=batch.original_px_B[own:])
                 aim = torch.cat([aim[:own], again])
         made = self.base.denoise(batch.noisy_BCHW, batch.t_B, texts, original_px_B=batch.original_px_B)
         each = equations.loss_per_image(made, aim, batch.weight_B, batch.pixel_B1HW)
-        return each[:own].mean() + self._prior_weight * each[own:].mean() if self._priors else each.mean()
+        own_share, others_share = batch.shares
+        terms = [each[:own].mean() * own_share] if own else []
+        if others:
+            terms.append(self._prior_weight * (each[own:].mean() * others_share))
+        return terms[0] + terms[1] if len(terms) == 2 else terms[0]
 
     def _portraits(self, step: int) -> Tensor:
         """Every portrait once per round, in an order drawn per round: no portrait is seen twice as often as another."""

@@ -81,8 +81,11 @@ class DreamBoothStep:
     def groups(self) -> list[Group]:
         return [Group(list(self._weights.named.values()))]
 
-    def loss(self, step: int) -> Tensor:
-        batch = self._batches.draw(step)
+    def pictures(self, step: int) -> int:
+        return self._batches.pictures
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        batch = self._batches.draw(step, piece=piece, of=of)
         # weights learn in fp32 even where the base runs in bf16: a step of 1e-5 is lost in bf16's 8 bits
         with torch.autocast(self._base.device.type, self._base.dtype, enabled=self._base.dtype != torch.float32):
             return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KWT is None else self._base.read_texts(self._ids_KWT[batch.texts_B]))

@@ -111,8 +111,11 @@ class LoraStep:
     def groups(self) -> list[Group]:
         return [Group(self._factors.parameters)]
 
-    def loss(self, step: int) -> Tensor:
-        batch = self._batches.draw(step)
+    def pictures(self, step: int) -> int:
+        return self._batches.pictures
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        batch = self._batches.draw(step, piece=piece, of=of)
         return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KWT is None else self._base.read_texts(self._ids_KWT[batch.texts_B]))
 
     def state(self) -> dict[str, Tensor]:

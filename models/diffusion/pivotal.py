@@ -30,12 +30,17 @@ class PivotalStep:
         recipe = self._recipe
         return [Group(self._words.parameters, rate=recipe.vectors_learning_rate / recipe.learning_rate), Group(self._factors.parameters, first_step=recipe.pivot)]
 
-    def loss(self, step: int) -> Tensor:
-        tuning = step >= self._recipe.pivot
-        self._factors.enable(tuning)
-        batches = self._tuning if tuning else self._inversion
-        batch = batches.draw(step)
+    def pictures(self, step: int) -> int:
+        return self._batches(step).pictures
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        self._factors.enable(step >= self._recipe.pivot)
+        batches = self._batches(step)
+        batch = batches.draw(step, piece=piece, of=of)
         return batches.loss(batch, self._base.read_texts(self._ids_KWT[batch.texts_B]))
+
+    def _batches(self, step: int) -> Batches:
+        return self._tuning if step >= self._recipe.pivot else self._inversion
 
     def state(self) -> dict[str, Tensor]:
         return self._words.state() | self._factors.state()
