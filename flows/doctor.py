@@ -23,7 +23,7 @@ def probe(settings: Settings) -> list[tuple[str, bool, str]]:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("store", lambda: _store(tools)), ("base", lambda: f"{tools.base_ref.name}, {len(tools.base_ref.files)} files, revision {tools.base_ref.revision[:12]}"),
         ("faces", lambda: _faces(tools)), ("impostor bank", lambda: f"{len(tools.bank.embeddings)} identities for {tools.bank.backend}"),
-        ("class pictures", lambda: f"{len(tools.class_pictures('person')[1])} pictures"), ("registry", lambda: _registry(tools))]
+        ("class pictures", lambda: _class_pictures(tools)), ("registry", lambda: _registry(tools))]
     results = []
     for name, check in checks:
         try:
@@ -33,6 +33,11 @@ def probe(settings: Settings) -> list[tuple[str, bool, str]]:
         except Exception as e:
             results.append((name, False, f"{type(e).__name__}: {e}"))
     return results
+
+
+def _class_pictures(tools: Tools) -> str:
+    wanted = any(recipe.objective.wants_class_pictures for recipe in (tools.settings.recipe, *tools.settings.ladder))
+    return f"{len(tools.class_pictures('person')[1])} pictures" if wanted else "no recipe wants any"
 
 
 def _store(tools: Tools) -> str:

@@ -31,7 +31,8 @@ def export(tools: Tools, subject: str, form: str, *, out: Path | None) -> Path:
             else:
                 write_vae(tools.base, found.tensors, found.recipe, target)
             return target
-        data = embedding_file(found.tensors, found.recipe, token=f"<{subject}>") if form == "embedding" else lora_file(found.tensors, found.recipe, form)
+        data = embedding_file(found.tensors, found.recipe, token=f"<{subject}>") if form == "embedding" else lora_file(
+            found.tensors, found.recipe, form, family=tools.base_ref.family)
         target = out or Path(f"{subject}-{form}.safetensors")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)

@@ -150,5 +150,5 @@ def translated(doing: str) -> Iterator[None]:
     except RuntimeError as e:
         # torch.OutOfMemoryError is a RuntimeError; its name is checked so that this package needs no torch
         if type(e).__name__ == "OutOfMemoryError" or "out of memory" in str(e):
-            raise ResourceError(f"the device is out of memory while {doing}: a smaller batch or gradient checkpointing is tried next") from e
+            raise ResourceError(f"the device is out of memory while {doing}: free memory on it, or choose a smaller batch") from e
         raise

@@ -179,6 +179,14 @@ class BaseRef(Record):
     files: dict[str, Digest]
 
 
+class DevicePlan(Record):
+    """How a step of training was laid out on the device, from one step on, because it did not fit as it was."""
+
+    from_step: int = Field(ge=0)
+    pieces: int = Field(ge=1)                     # of a batch, one after the other; their gradients add up to the batch's
+    gradient_checkpointing: bool = False          # activations are computed twice instead of being kept
+
+
 class Adapter(Record):
     """Trained weights of one Subject: safetensors whose header names what it was trained from."""
 
@@ -188,6 +196,7 @@ class Adapter(Record):
     weights: BlobRef
     losses: tuple[tuple[int, float], ...]         # (step, mean loss since the last report)
     steps: int = Field(ge=0)
+    device_plans: tuple[DevicePlan, ...] = Field((), exclude_if=lambda plans: plans == ())      # each that memory forced; without any, the digest is as ever
 
 
 class BatteryPrompt(Record):

@@ -247,7 +247,8 @@ class Settings(Section):
 
     home: Path
     base: str = "maquette"
-    base_folder: Path | None = None
+    base_folder: Path | None = Field(None, description="absolute; a local copy of the base in diffusers layout, with safetensors: docs/bases.md")
+    base_hub: bool = Field(False, description="download the catalogue's commit of the base from the Hugging Face Hub, once, to bases/ below home; only what is there already is used otherwise")
     recipe: Recipe = RECIPE.validate_python(preset("lora", "maquette"), strict=False)
     ladder: tuple[Recipe, ...] = Field((), description="recipes to try after a verdict `retry`, in this order; after them the rules of docs/ladder.md")
     max_attempts: int = Field(1, ge=1, le=MOST, description="trainings of one run at most, the first one counted; each costs what the first one did")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from likeness import digest
 from likeness.erasure import Fenced, check_not_forgotten
-from likeness.errors import ConsentMissing, InputError, IntegrityError
+from likeness.errors import ConsentMissing, InputError, IntegrityError, RecipeError
 from likeness.lineage import note_base, note_code
 from likeness.once import Claim, once
 from likeness.records import BaseRef, BaseScores, Enrolment, Record
@@ -73,10 +73,17 @@ class Tools:
         return S3Store(settings)
 
     @cached_property
+    def base_folder(self) -> Path | None:
+        """Where the base lies, downloaded first if the settings say so; None for one that ships."""
+        from models.diffusion import hub
+
+        return hub.place(self.settings.base, folder=self.settings.base_folder, cache=self.settings.home / "bases", download=self.settings.base_hub)
+
+    @cached_property
     def base_ref(self) -> BaseRef:
         from models.diffusion import bases
 
-        reference = bases.reference(self.settings.base, folder=self.settings.base_folder)
+        reference = bases.reference(self.settings.base, folder=self.base_folder)
         note_base(self.store, reference)                       # so that `audit` finds a base by one of its files
         return reference
 
@@ -84,7 +91,7 @@ class Tools:
     def base(self) -> Base:
         from models.diffusion import bases
 
-        base = bases.load(self.settings.base, folder=self.settings.base_folder)
+        base = bases.load(self.settings.base, folder=self.base_folder)
         if base.ref != self.base_ref:
             raise IntegrityError(f"the files of base {base.ref.name!r} changed while this process ran: start it again")
         return base
@@ -137,9 +144,16 @@ class Tools:
         return read_base_scores(noun, revision=self.base_ref.revision, battery=self.settings.battery.digest)
 
     def class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
-        """Class pictures for prior preservation (M, S, S, 3) at the base's resolution, with their captions."""
+        """Class pictures for prior preservation (M, S, S, 3) at the base's resolution, with their captions.
+
+        Raises:
+            RecipeError: this base has none: they show what a base draws by itself, and those that ship are the maquette's.
+            UnknownBase: none were made for this noun.
+        """
         from models.maquette.companions import read_class_pictures
 
+        if self.base_ref.name != "maquette":
+            raise RecipeError(f"there are no class pictures drawn by base {self.base_ref.name!r}: set recipe.objective.prior = \"dop\", which needs none")
         return read_class_pictures(noun, side_px=self.base_ref.resolution_px)
 
     @cached_property

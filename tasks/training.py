@@ -16,6 +16,7 @@ from likeness.store import Store, put_blob, read_blob
 from models.diffusion import checkpoint, methods
 from models.diffusion.batches import encode
 from models.diffusion.loop import Checkpoint
+from models.faces.portraits import SIDE_IOD
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -39,7 +40,7 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
     inputs = encode(base, crops_NSSC=pictures.stack(store, [p.crop for p in training_set.portraits]),
                     masks_NSS=pictures.stack(store, [p.mask for p in training_set.portraits]),
                     captions=[c.text for c in training_set.captions], class_images_MSSC=class_images, class_captions=class_captions,
-                    noun=training_set.noun)
+                    noun=training_set.noun, originals_px=[p.face.eye_distance_px * SIDE_IOD[p.framing] for p in training_set.portraits])
     folder = call.path.removesuffix(".json")
     total = recipe.steps + recipe.decoder_steps
     progress = tools.progress(call.stage, total)
@@ -57,7 +58,8 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
     weights = put_blob(store, f"subjects/{call.subject}/adapters", data, media="application/vnd.safetensors")
     for key in list(store.list(folder + "/")):
         store.delete(key)          # the adapter is written: its checkpoints have served
-    return Adapter(training_set=training_set.digest, recipe=recipe.digest, base=base.ref.digest, weights=weights, losses=result.losses, steps=result.steps)
+    return Adapter(training_set=training_set.digest, recipe=recipe.digest, base=base.ref.digest, weights=weights, losses=result.losses, steps=result.steps,
+                   device_plans=result.device)
 
 
 def newest_checkpoint(store: Store, folder: str, training: str) -> Checkpoint | None:

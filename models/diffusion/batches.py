@@ -9,7 +9,7 @@ Shapes: N portraits, M class pictures, B pictures of a batch, S pixels, C latent
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from likeness.recipe import InversionObjective, Objective
 from models.diffusion import objective as equations
 from models.diffusion.bases import Base
+from models.diffusion.families import Texts
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class TrainingInputs:
     class_latents_MCHW: Tensor
     class_captions: tuple[str, ...]
     plain_captions: tuple[str, ...]     # those of the portraits, the noun in the trigger's place
-    texts_KTD: Tensor             # states of `texts` from the base alone: K = 2 N + M + 1
+    encoded: Texts                # `texts` as the base alone reads them: 2 N + M + 1
     noun: str
+    originals_px_N: Tensor        # sides of the portraits as they lay in their photos
 
     @property
     def texts(self) -> list[str]:
@@ -54,18 +56,25 @@ class Batch:
     texts_B: Tensor               # numbers of texts, on the CPU
     weight_B: Tensor
     pixel_B1HW: Tensor
+    original_px_B: Tensor         # sides of the pictures before they were brought to the base's resolution
     portraits: int                # how many of B
+    shares: tuple[float, float] = (1.0, 1.0)      # of the step's portraits, and of its other pictures, that are in this batch
 
 
 def encode(base: Base, *, crops_NSSC: np.ndarray[Any, Any], masks_NSS: np.ndarray[Any, Any], captions: list[str],
-           class_images_MSSC: np.ndarray[Any, Any], class_captions: list[str], noun: str) -> TrainingInputs:
-    """Run VAE and text tower once over everything (uint8 RGB images; masks uint8, 255 = face). M may be 0."""
+           class_images_MSSC: np.ndarray[Any, Any], class_captions: list[str], noun: str, originals_px: Sequence[float] | None = None) -> TrainingInputs:
+    """Run VAE and text towers once over everything (uint8 RGB images; masks uint8, 255 = face). M may be 0.
+
+    Args:
+        originals_px: sides of the portraits as they lay in their photos; None: they were as large as the base draws.
+    """
+    sides = torch.tensor(originals_px if originals_px is not None else [base.ref.resolution_px] * len(captions), dtype=torch.float32)
     plain = [without_trigger(caption, trigger=base.trigger, noun=noun) for caption in captions]
     crops, class_images = torch.from_numpy(crops_NSSC), torch.from_numpy(class_images_MSSC)
     return TrainingInputs(
         crops, base.encode_images(crops), torch.from_numpy(masks_NSS).float() / 255, tuple(captions),
         class_images, base.encode_images(class_images), tuple(class_captions), tuple(plain),
-        torch.cat([base.encode_texts(texts) for texts in (captions, class_captions, [""], plain) if texts]), noun)
+        Texts.cat([base.encode_texts(texts) for texts in (captions, class_captions, [""], plain) if texts]), noun, sides)
 
 
 def without_trigger(caption: str, *, trigger: str, noun: str) -> str:
@@ -85,8 +94,26 @@ class Batches:
         self._priors = max(1, batch // 2) if self._prior_weight > 0 else 0
         self._dop = isinstance(objective, Objective) and objective.prior == "dop"
 
-    def draw(self, step: int) -> Batch:
-        """`batch` portraits and half as many class pictures, or for dop the first of the portraits again, noised."""
+    @property
+    def pictures(self) -> int:
+        """How many pictures a step has."""
+        return self.batch + self._priors
+
+    def draw(self, step: int, *, piece: int = 0, of: int = 1) -> Batch:
+        """`batch` portraits and half as many class pictures, or for dop the first of the portraits again, noised.
+
+        With `of`, one of so many pieces of them, at most as many as there are pictures: the losses of all pieces add up to that of the whole.
+        """
+        whole, total = self._draw(step), self.pictures
+        if of == 1:
+            return whole
+        first, end = piece * total // of, (piece + 1) * total // of
+        own = max(0, min(end, self.batch) - first)
+        part = slice(first, end)
+        return Batch(whole.noisy_BCHW[part], whole.aim_BCHW[part], whole.t_B[part], whole.texts_B[part], whole.weight_B[part], whole.pixel_B1HW[part],
+                     whole.original_px_B[part], own, (own / self.batch, (end - first - own) / max(1, self._priors)))
+
+    def _draw(self, step: int) -> Batch:
         inputs, device = self.inputs, self.base.device
         g = torch.Generator().manual_seed((self.seed << 20) + step)
         portraits = self._portraits(step)
@@ -94,9 +121,11 @@ class Batches:
         if self._dop or not self._priors:
             again = portraits[: self._priors]
             second, texts = inputs.latents_NCHW[again], torch.cat([portraits, again + n + m + 1])
+            sides = inputs.originals_px_N[torch.cat([portraits, again])]
         else:
             priors = torch.randint(0, m, (self._priors,), generator=g)
             second, texts = inputs.class_latents_MCHW[priors], torch.cat([portraits, priors + n])
+            sides = torch.cat([inputs.originals_px_N[portraits], torch.full((self._priors,), float(self.base.ref.resolution_px))])
         x0 = torch.cat([inputs.latents_NCHW[portraits], second])
         dropped = torch.rand(len(x0), generator=g) < self._dropout
         texts = torch.where(dropped, n + m, texts)
@@ -110,21 +139,27 @@ class Batches:
         prediction = self.base.ref.prediction
         return Batch(equations.add_noise(x0, noise, alpha_bar).to(self.base.dtype), equations.target(x0, noise, alpha_bar, prediction), t, texts,
                      equations.snr_weight(alpha_bar, prediction, self.objective.min_snr),
-                     torch.cat([self._weights[portraits], torch.ones(self._priors, *self._weights.shape[1:])]).to(device), self.batch)
+                     torch.cat([self._weights[portraits], torch.ones(self._priors, *self._weights.shape[1:])]).to(device), sides, self.batch)
 
-    def encoded(self, batch: Batch) -> Tensor:
-        """The batch's texts (B, T, D) as they were encoded once."""
-        return self.inputs.texts_KTD[batch.texts_B].to(self.base.device, self.base.dtype)
+    def encoded(self, batch: Batch) -> Texts:
+        """The batch's texts as they were encoded once."""
+        return self.inputs.encoded[batch.texts_B].to(self.base.device, self.base.dtype)
 
-    def loss(self, batch: Batch, text_BTD: Tensor) -> Tensor:
+    def loss(self, batch: Batch, texts: Texts) -> Tensor:
         """Mean weighted error on the portraits, plus prior_weight times that on the class pictures (dop: the distance from what the base alone returns)."""
         own, aim = batch.portraits, batch.aim_BCHW
-        if self._dop and self._priors:
+        others = len(aim) - own
+        if self._dop and others:
             with torch.no_grad(), self._alone():
-                aim = torch.cat([aim[:own], self.base.unet(batch.noisy_BCHW[own:], batch.t_B[own:], self.encoded(batch)[own:]).sample])
-        made = self.base.unet(batch.noisy_BCHW, batch.t_B, text_BTD).sample
+                again = self.base.denoise(batch.noisy_BCHW[own:], batch.t_B[own:], self.encoded(batch)[own:], original_px_B=batch.original_px_B[own:])
+                aim = torch.cat([aim[:own], again])
+        made = self.base.denoise(batch.noisy_BCHW, batch.t_B, texts, original_px_B=batch.original_px_B)
         each = equations.loss_per_image(made, aim, batch.weight_B, batch.pixel_B1HW)
-        return each[:own].mean() + self._prior_weight * each[own:].mean() if self._priors else each.mean()
+        own_share, others_share = batch.shares
+        terms = [each[:own].mean() * own_share] if own else []
+        if others:
+            terms.append(self._prior_weight * (each[own:].mean() * others_share))
+        return terms[0] + terms[1] if len(terms) == 2 else terms[0]
 
     def _portraits(self, step: int) -> Tensor:
         """Every portrait once per round, in an order drawn per round: no portrait is seen twice as often as another."""

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from likeness.errors import BadCheckpoint
+from likeness.records import DevicePlan
 from models.diffusion.loop import Checkpoint
 
 
 def write(checkpoint: Checkpoint, *, training: str) -> bytes:
     """The checkpoint as bytes; `training` is the key of the stage it belongs to."""
     tensors = {f"tensor/{k}": v for k, v in checkpoint.tensors.items()} | {f"moment/{k}": v for k, v in checkpoint.moments.items()}
-    header = {"training": training, "step": checkpoint.step, "losses": checkpoint.losses, "pending": checkpoint.pending}
+    header: dict[str, Any] = {"training": training, "step": checkpoint.step, "losses": checkpoint.losses, "pending": checkpoint.pending}
+    if checkpoint.device:
+        header["device"] = [plan.plain() for plan in checkpoint.device]
     body = save(tensors, {"likeness": json.dumps(header)})
     return hashlib.sha256(body).digest() + body      # a torn or flipped byte must not train on
 
@@ -36,6 +40,7 @@ def read(data: bytes, *, training: str) -> Checkpoint:
         raise BadCheckpoint("a checkpoint belongs to another training: it is not used")
     tensors = load(body)
     return Checkpoint(step=header["step"], losses=[(s, v) for s, v in header["losses"]], pending=(header["pending"][0], header["pending"][1]),
+                      device=tuple(DevicePlan.model_validate(plan) for plan in header.get("device", ())),
                       tensors={k[7:]: v for k, v in tensors.items() if k.startswith("tensor/")},
                       moments={k[7:]: v for k, v in tensors.items() if k.startswith("moment/")})
 

@@ -64,24 +64,32 @@ class Weights:
             p.requires_grad_(False)
 
 
+def trained_parts(base: Base, recipe: DreamBooth) -> tuple[str, ...]:
+    """The networks that learn, by their names in the pipeline."""
+    return ("unet", *base.towers) if recipe.text_encoder else ("unet",)
+
+
 class DreamBoothStep:
-    """A `loop.Step`: all weights of the UNet, and of the text tower if asked."""
+    """A `loop.Step`: all weights of the UNet, and of the text towers if asked."""
 
     def __init__(self, base: Base, inputs: TrainingInputs, recipe: DreamBooth) -> None:
         self._base = base
-        self._ids_KT = base.token_ids(inputs.texts) if recipe.text_encoder else None
-        self._weights = Weights(base, ("unet", "text_encoder") if recipe.text_encoder else ("unet",))
+        self._ids_KWT = base.token_ids(inputs.texts) if recipe.text_encoder else None
+        self._weights = Weights(base, trained_parts(base, recipe))
         self._weights.learn()
         self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._weights.alone)
 
     def groups(self) -> list[Group]:
         return [Group(list(self._weights.named.values()))]
 
-    def loss(self, step: int) -> Tensor:
-        batch = self._batches.draw(step)
+    def pictures(self, step: int) -> int:
+        return self._batches.pictures
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        batch = self._batches.draw(step, piece=piece, of=of)
         # weights learn in fp32 even where the base runs in bf16: a step of 1e-5 is lost in bf16's 8 bits
         with torch.autocast(self._base.device.type, self._base.dtype, enabled=self._base.dtype != torch.float32):
-            return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KT is None else self._base.text_states(self._ids_KT[batch.texts_B]))
+            return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KWT is None else self._base.read_texts(self._ids_KWT[batch.texts_B]))
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.detach().cpu().clone() for name, p in self._weights.named.items()}

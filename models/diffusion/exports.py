@@ -5,8 +5,10 @@ Names were checked against what diffusers' own loaders read (loaders/lora_conver
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -21,7 +23,7 @@ from models.diffusion.methods import adapted
 FORMATS = ("diffusers", "kohya", "embedding", "vae")
 
 
-def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str) -> bytes:
+def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str, *, family: Literal["sd15", "sdxl"]) -> bytes:
     """The factors of an adapter as a LoRA file, fp16: for `pipe.load_lora_weights` (diffusers) or for kohya's scripts and web UIs (kohya).
 
     diffusers' files carry no alpha, so B is multiplied by alpha / rank there; kohya's carry it beside each layer.
@@ -31,9 +33,9 @@ def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str) -> bytes
     """
     if not isinstance(recipe, LowRank):
         raise RecipeError(f"format {form!r} holds low-rank factors, a {recipe.method} adapter has none: {_fitting(recipe)}")
-    factors = {k: v for k, v in tensors.items() if not k.startswith(("vectors.", PREFIX))}
+    factors = {k: v for k, v in tensors.items() if not k.startswith(("vectors", PREFIX))}
     if form == "kohya":
-        return save({name: v.contiguous() for k, v in sorted(factors.items()) for name, v in _kohya(k, v, recipe.alpha)})
+        return save({name: v.contiguous() for k, v in sorted(factors.items()) for name, v in _kohya(k, v, recipe.alpha, family)})
     scale = recipe.alpha / recipe.rank
     return save({_with_text_model(k): (v.float() * scale if ".lora_B." in k else v.float()).half() for k, v in sorted(factors.items())})
 
@@ -41,13 +43,16 @@ def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str) -> bytes
 def embedding_file(tensors: Mapping[str, Tensor], recipe: Recipe, *, token: str) -> bytes:
     """The vectors of an adapter for `pipe.load_textual_inversion`, which then knows them as `token`. Several vectors are one token there too.
 
+    With two text towers the vectors of the first are called clip_l and those of the second clip_g, as files for SDXL have them, and the reader
+    chooses the token.
+
     Raises:
         RecipeError: the method trains no vectors.
     """
     if not isinstance(recipe, NewWords):
         raise RecipeError(f"format 'embedding' holds the vectors of a word, a {recipe.method} adapter has none: {_fitting(recipe)}")
-    (vectors,) = (v for k, v in tensors.items() if k.startswith("vectors."))
-    return save({token: vectors.float()})
+    vectors = [v.float() for k, v in sorted(tensors.items()) if k.startswith("vectors")]      # "vectors.WORD" comes before "vectors_2.WORD"
+    return save({token: vectors[0]} if len(vectors) == 1 else dict(zip(("clip_l", "clip_g"), vectors, strict=True)))
 
 
 def write_pipeline(base: Base, tensors: Mapping[str, Tensor], recipe: DreamBooth, folder: Path) -> None:
@@ -79,11 +84,27 @@ def _with_text_model(key: str) -> str:
     return key.replace("text_encoder.", "text_encoder.text_model.", 1) if key.startswith("text_encoder.") else key
 
 
-def _kohya(key: str, value: Tensor, alpha: float) -> list[tuple[str, Tensor]]:
+def _kohya(key: str, value: Tensor, alpha: float, family: Literal["sd15", "sdxl"]) -> list[tuple[str, Tensor]]:
     """(name, tensor) of a factor: `unet.a.b.lora_A.weight` is `lora_unet_a_b.lora_down.weight`, and alpha lies beside it."""
     layer, factor, _ = _with_text_model(key).rsplit(".", 2)
     part, _, path = layer.partition(".")
-    name = f"lora_{'te' if part == 'text_encoder' else part}_{path.replace('.', '_')}"
+    if family == "sdxl" and part == "unet":
+        path = _numbered_block(path)
+    short = {"sd15": {"text_encoder": "te"}, "sdxl": {"text_encoder": "te1", "text_encoder_2": "te2"}}[family].get(part, part)
+    name = f"lora_{short}_{path.replace('.', '_')}"
     if factor == "lora_A":
         return [(f"{name}.alpha", torch.tensor(alpha)), (f"{name}.lora_down.weight", value.half())]
     return [(f"{name}.lora_up.weight", value.half())]
+
+
+def _numbered_block(path: str) -> str:
+    """A layer of SDXL's UNet as kohya's scripts call it, who count blocks through where diffusers nests them: a level has two blocks and a resampling."""
+    level = r"(down|up)_blocks\.(\d)\.(resnets|attentions)\.(\d)"
+
+    def numbered(found: re.Match[str]) -> str:
+        down = found[1] == "down"
+        return f"{'input' if down else 'output'}_blocks.{3 * int(found[2]) + int(found[4]) + down}.{int(found[3] == 'attentions')}"
+
+    path = re.sub(level, numbered, path)
+    path = path.replace("mid_block.attentions.0", "middle_block.1").replace("mid_block.resnets.0", "middle_block.0").replace("mid_block.resnets.1", "middle_block.2")
+    return path.replace(".conv1", ".in_layers.2").replace(".conv2", ".out_layers.3")

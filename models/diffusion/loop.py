@@ -3,6 +3,9 @@
 `fit` takes a list of jobs over one frozen, resident base and trains each job's own parameters. A method is a `Step`: which parameters, and
 the loss of one step. Everything random is drawn from a generator seeded by (job seed, step), so a checkpoint needs no generator state and
 a resumed training is, on CPU and with the same number of threads, bit for bit the undisturbed one.
+
+A step that is out of memory is taken again in twice as many pieces, whose gradients add up, then picture by picture, then with activations computed
+twice. What was learnt so far stays; the pieces change the sums' last bits, so the plan is part of the result and of every later checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from likeness.errors import LikenessError, NonFiniteLoss, translated
+from likeness.errors import LikenessError, NonFiniteLoss, ResourceError, translated
+from likeness.records import DevicePlan
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,11 @@ class Step(Protocol):
     def groups(self) -> list[Group]:
         """The trained parameters."""
 
-    def loss(self, step: int) -> Tensor:
-        """The scalar loss of one step; draws its own batch, seeded by the step."""
+    def pictures(self, step: int) -> int:
+        """How many pictures a step has: in so many pieces can it be taken at most."""
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        """The scalar loss of one step, or of one piece of it; draws its own batch, seeded by the step. The pieces' losses add up to the step's."""
 
     def state(self) -> dict[str, Tensor]:
         """The trained tensors by name, fp32, on CPU: what a checkpoint needs."""
@@ -70,6 +77,7 @@ class Checkpoint:
     moments: dict[str, Tensor]              # the optimizer's: "<parameter number>.<name>"
     losses: list[tuple[int, float]]         # (step, mean loss since the last report)
     pending: tuple[float, int] = (0.0, 0)   # sum and count of losses not yet reported
+    device: tuple[DevicePlan, ...] = ()     # that memory has forced so far
 
 
 @dataclass
@@ -80,6 +88,7 @@ class Job:
     build: Callable[[], Step]
     plan: Plan
     resume: Checkpoint | None = None
+    recompute: Callable[[bool], None] | None = None      # switches gradient checkpointing; None: there is none
     on_report: Callable[[int, float], None] = lambda step, loss: None
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
 
@@ -92,6 +101,7 @@ class FitResult:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
     steps: int = 0
+    device: tuple[DevicePlan, ...] = ()
     error: LikenessError | None = None
 
 
@@ -108,6 +118,8 @@ def _isolated(job: Job) -> FitResult:
                 return _train(job, step)
             finally:
                 step.close()
+                if job.recompute is not None:
+                    job.recompute(False)
     except LikenessError as error:
         return FitResult(job.name, error=error)
 
@@ -125,11 +137,16 @@ def _train(job: Job, method: Step) -> FitResult:
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=False)
     at, losses, pending = _start(job, method, optimizer)
+    device = job.resume.device if job.resume is not None else ()
     while at < plan.steps:
-        # -- loss
-        loss = method.loss(at)
-        # -- gradient
-        loss.backward()
+        # -- loss and gradient
+        loss = _gradient(job, method, at, device)
+        if loss is None:
+            device = (*device, _smaller(device, at=at, pictures=method.pictures(at), recompute=job.recompute is not None))
+            optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()          # pieces need other sizes than those that are kept
+            continue
         # -- update
         for settings, group in zip(optimizer.param_groups, groups, strict=True):
             settings["lr"] = group.rate * learning_rate(at, plan, first_step=group.first_step)
@@ -147,8 +164,40 @@ def _train(job: Job, method: Step) -> FitResult:
             pending = (0.0, 0)
             job.on_report(at, losses[-1][1])
         if at % plan.checkpoint_every == 0 and at < plan.steps:
-            job.on_checkpoint(Checkpoint(at, method.state(), _moments(optimizer), list(losses), pending))
-    return FitResult(job.name, method.export(), tuple(losses), at)
+            job.on_checkpoint(Checkpoint(at, method.state(), _moments(optimizer), list(losses), pending, device))
+    return FitResult(job.name, method.export(), tuple(losses), at, device)
+
+
+def _gradient(job: Job, method: Step, at: int, device: tuple[DevicePlan, ...]) -> Tensor | None:
+    """The loss of one step, its gradient added to the parameters; None where memory ran out, with part of the gradient there."""
+    plan = device[-1] if device else DevicePlan(from_step=0, pieces=1)
+    if job.recompute is not None:
+        job.recompute(plan.gradient_checkpointing)
+    of = min(plan.pieces, method.pictures(at))
+    losses = []
+    try:
+        for piece in range(of):
+            loss = method.loss(at, piece=piece, of=of)
+            loss.backward()
+            losses.append(loss.detach())
+    except torch.OutOfMemoryError:
+        return None
+    return losses[0] if of == 1 else torch.stack(losses).sum()
+
+
+def _smaller(device: tuple[DevicePlan, ...], *, at: int, pictures: int, recompute: bool) -> DevicePlan:
+    """The next plan that needs less memory.
+
+    Raises:
+        ResourceError: there is none.
+    """
+    pieces, twice = (device[-1].pieces, device[-1].gradient_checkpointing) if device else (1, False)
+    if pieces < pictures:
+        return DevicePlan(from_step=at, pieces=min(2 * pieces, pictures), gradient_checkpointing=twice)
+    if recompute and not twice:
+        return DevicePlan(from_step=at, pieces=pieces, gradient_checkpointing=True)
+    raise ResourceError(f"the device is out of memory at step {at}, one picture at a time{' and with gradient checkpointing' if twice else ''}: free memory on it, "
+                        "choose a method or a rank that trains less, or a larger device")
 
 
 def _start(job: Job, method: Step, optimizer: torch.optim.Optimizer) -> tuple[int, list[tuple[int, float]], tuple[float, int]]:

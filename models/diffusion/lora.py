@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): low-rank factors in the UNet and, if asked, in the text tower. The arithmetic is peft's."""
+"""LoRA (arXiv 2106.09685): low-rank factors in the UNet and, if asked, in the text towers. The arithmetic is peft's."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ class Factors:
     """Factors in the networks of a base, until `close`. With B = 0, as they begin, outputs are unchanged to the bit."""
 
     def __init__(self, base: Base, recipe: LowRank, *, seed: int) -> None:
-        targets = {"unet": [m for t in recipe.targets if t in UNET for m in UNET[t]], "text_encoder": list(TEXT_TOWER) if "text_encoder" in recipe.targets else []}
-        self._networks: dict[str, Any] = {part: getattr(base.pipe, part) for part, modules in targets.items() if modules}
+        targets = {"unet": [m for t in recipe.targets if t in UNET for m in UNET[t]]}
+        if "text_encoder" in recipe.targets:
+            targets |= {tower: list(TEXT_TOWER) for tower in base.towers}
+        self._networks: dict[str, Any] = {part: getattr(base.pipe, part) for part in targets}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for part, network in self._networks.items():
@@ -101,7 +103,7 @@ class LoraStep:
     """A `loop.Step`: factors alone."""
 
     def __init__(self, base: Base, inputs: TrainingInputs, recipe: Lora) -> None:
-        self._ids_KT = base.token_ids(inputs.texts) if "text_encoder" in recipe.targets else None
+        self._ids_KWT = base.token_ids(inputs.texts) if "text_encoder" in recipe.targets else None
         self._base = base
         self._factors = Factors(base, recipe, seed=recipe.seed)
         self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._factors.alone)
@@ -109,9 +111,12 @@ class LoraStep:
     def groups(self) -> list[Group]:
         return [Group(self._factors.parameters)]
 
-    def loss(self, step: int) -> Tensor:
-        batch = self._batches.draw(step)
-        return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KT is None else self._base.text_states(self._ids_KT[batch.texts_B]))
+    def pictures(self, step: int) -> int:
+        return self._batches.pictures
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        batch = self._batches.draw(step, piece=piece, of=of)
+        return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KWT is None else self._base.read_texts(self._ids_KWT[batch.texts_B]))
 
     def state(self) -> dict[str, Tensor]:
         return self._factors.state()

@@ -1,8 +1,9 @@
 """The four methods: what trains each, and how what was trained is put back into a base.
 
 An adapter's file holds up to four kinds of tensors: low-rank factors (`unet.*`, `text_encoder.*`, as diffusers' own LoRA files name them), vectors
-of a word (`vectors.WORD`, K x D), differences from the base's weights (`delta.unet.*`, `delta.text_encoder.*`), and those of the VAE's decoder
-(`delta.vae.*`) if the recipe tunes it.
+of a word (`vectors.WORD`, K x D), differences from the base's weights (`delta.unet.*`, `delta.text_encoder.*`), and those of
+the VAE's decoder (`delta.vae.*`) if the recipe tunes it. What belongs to the second text
+tower of SDXL is called `text_encoder_2.*`, `vectors_2.WORD`, `delta.text_encoder_2.*`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from likeness.errors import BadCheckpoint
@@ -20,11 +20,11 @@ from likeness.recipe import DreamBooth, Lora, Pivotal, Recipe, TextualInversion
 from models.diffusion.bases import Base
 from models.diffusion.batches import TrainingInputs
 from models.diffusion.decoder import PARTS, PREFIX, DecoderStep, decoder_plan
-from models.diffusion.dreambooth import DreamBoothStep, Weights
+from models.diffusion.dreambooth import DreamBoothStep, Weights, trained_parts
 from models.diffusion.loop import Checkpoint, FitResult, Job, Plan, Step, fit
-from models.diffusion.lora import Factors, LoraStep, must_fit
+from models.diffusion.lora import Factors, LoraStep
 from models.diffusion.pivotal import PivotalStep
-from models.diffusion.textual_inversion import TextualInversionStep, Words
+from models.diffusion.textual_inversion import TextualInversionStep, put_words
 
 STEPS: Mapping[str, Callable[[Base, TrainingInputs, Any], Step]] = {
     "dreambooth": DreamBoothStep, "lora": LoraStep, "textual_inversion": TextualInversionStep, "pivotal": PivotalStep,
@@ -47,7 +47,8 @@ def train(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, *, resu
 
     `on_report` is told (step, loss) of both, steps counted through; only the method's job writes checkpoints and resumes.
     """
-    jobs = [Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, on_report=on_report, on_checkpoint=on_checkpoint)]
+    jobs = [Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, recompute=base.recompute, on_report=on_report,
+                on_checkpoint=on_checkpoint)]
     if recipe.decoder_steps:
         jobs.append(Job(name, lambda: DecoderStep(base, inputs, recipe), decoder_plan(recipe), on_report=lambda step, loss: on_report(recipe.steps + step, loss)))
     first, *others = (fit([job])[0] for job in jobs)
@@ -60,7 +61,7 @@ def as_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     A difference of 1e-3 is held to 1e-6 in fp16, a weight of 0.1 only to 5e-5: that is why differences are written, not weights.
     """
-    return {k: v if k.startswith("vectors.") else v.half() for k, v in tensors.items()}
+    return {k: v if k.startswith("vectors") else v.half() for k, v in tensors.items()}
 
 
 @contextmanager
@@ -72,8 +73,8 @@ def adapted(base: Base, tensors: Mapping[str, Tensor], recipe: Recipe) -> Iterat
     """
     parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "delta": {}, "vectors": {}, "factors": {}}
     for key, tensor in tensors.items():
-        kind = "decoder" if key.startswith(PREFIX) else key.partition(".")[0]
-        parts[kind if kind in parts else "factors"][key.removeprefix("delta.").removeprefix("vectors.")] = tensor
+        kind = "decoder" if key.startswith(PREFIX) else next((kind for kind in ("delta", "vectors") if key.startswith(kind)), "factors")
+        parts[kind][key.removeprefix("delta.")] = tensor
     wanted = {"dreambooth": {"delta"}, "lora": {"factors"}, "textual_inversion": {"vectors"}, "pivotal": {"factors", "vectors"}}[recipe.method]
     if recipe.decoder_steps:
         wanted = wanted | {"decoder"}
@@ -86,14 +87,11 @@ def adapted(base: Base, tensors: Mapping[str, Tensor], recipe: Recipe) -> Iterat
             stack.callback(decoder.close)
             decoder.shift(parts["decoder"])
         if isinstance(recipe, DreamBooth):
-            weights = Weights(base, ("unet", "text_encoder") if recipe.text_encoder else ("unet",))
+            weights = Weights(base, trained_parts(base, recipe))
             stack.callback(weights.close)
             weights.shift(parts["delta"])
         if isinstance(recipe, TextualInversion | Pivotal):
-            word, vectors = next(iter(parts["vectors"].items()))
-            must_fit({word: torch.empty(recipe.vectors, base.pipe.text_encoder.config.hidden_size)}, parts["vectors"])
-            held = vectors.to(base.device)
-            stack.callback(Words(base, word, lambda: held, count=len(held)).close)
+            stack.callback(put_words(base, parts["vectors"], recipe).close)
         if isinstance(recipe, Lora | Pivotal):
             factors = Factors(base, recipe, seed=recipe.seed)
             stack.callback(factors.close)

@@ -24,25 +24,31 @@ class PivotalStep:
         self._factors = Factors(base, recipe, seed=recipe.seed)
         self._tuning = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._factors.alone)
         self._words = LearntWords(base, recipe, noun=inputs.noun)
-        self._ids_KT = base.token_ids(inputs.texts)
+        self._ids_KWT = base.token_ids(inputs.texts)
 
     def groups(self) -> list[Group]:
         recipe = self._recipe
-        return [Group([self._words.raw_KD], rate=recipe.vectors_learning_rate / recipe.learning_rate), Group(self._factors.parameters, first_step=recipe.pivot)]
+        return [Group(self._words.parameters, rate=recipe.vectors_learning_rate / recipe.learning_rate), Group(self._factors.parameters, first_step=recipe.pivot)]
 
-    def loss(self, step: int) -> Tensor:
-        tuning = step >= self._recipe.pivot
-        self._factors.enable(tuning)
-        batches = self._tuning if tuning else self._inversion
-        batch = batches.draw(step)
-        return batches.loss(batch, self._base.text_states(self._ids_KT[batch.texts_B]))
+    def pictures(self, step: int) -> int:
+        return self._batches(step).pictures
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        self._factors.enable(step >= self._recipe.pivot)
+        batches = self._batches(step)
+        batch = batches.draw(step, piece=piece, of=of)
+        return batches.loss(batch, self._base.read_texts(self._ids_KWT[batch.texts_B]))
+
+    def _batches(self, step: int) -> Batches:
+        return self._tuning if step >= self._recipe.pivot else self._inversion
 
     def state(self) -> dict[str, Tensor]:
         return self._words.state() | self._factors.state()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self._words.restore({"raw": tensors["raw"]} if "raw" in tensors else {})
-        self._factors.restore({k: v for k, v in tensors.items() if k != "raw"})
+        words = {k: v for k, v in tensors.items() if k.startswith("raw")}
+        self._words.restore(words)
+        self._factors.restore({k: v for k, v in tensors.items() if k not in words})
 
     def export(self) -> dict[str, Tensor]:
         return self._words.export() | self._factors.state()

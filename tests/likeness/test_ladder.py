@@ -31,7 +31,7 @@ def after(*attempts: Attempt, ladder: tuple[Recipe, ...] = ()) -> Any:
 
 
 RECIPES = st.one_of(
-    st.builds(lambda method, base: RECIPE.validate_python(preset(method, base), strict=False), st.sampled_from(sorted(METHODS)), st.sampled_from(["maquette", "sd15"])),
+    st.builds(lambda method, base: RECIPE.validate_python(preset(method, base), strict=False), st.sampled_from(sorted(METHODS)), st.sampled_from(["maquette", "sd15", "sdxl"])),
     st.builds(lambda steps, rank, weight, prior: Lora(steps=steps, rank=rank, alpha=float(rank), objective=Objective(prior_weight=weight, prior=prior)),
               st.integers(1, 20_000), st.integers(1, 256), st.sampled_from([0.0, 0.25, 3.0]), st.sampled_from(["class_pictures", "dop"])),
     st.builds(lambda steps: Pivotal(steps=steps), st.integers(1, 20_000)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from likeness.errors import RecipeError
 from likeness.recipe import METHODS, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion
 from likeness.records import Adapter, BatteryPrompt, Caption, Consent, Enrolment, FaceMeasures, Portrait, SampleSet, Subject, TrainingSet
 from likeness.settings import Battery, Sampling, load_settings
@@ -85,6 +86,13 @@ def test_a_noun_without_class_pictures_can_be_trained_where_none_are_wanted(tool
     dog = training_set.model_copy(update={"noun": "dog"})
     assert trained(tools, dog, TextualInversion(steps=1, batch=1, seed=1)).steps == 1
     assert trained(tools, dog, Lora(steps=1, batch=1, rank=2, objective=Objective(prior_weight=0.0))).steps == 1
+
+
+def test_a_base_that_drew_no_class_pictures_is_not_given_those_of_another(tools: Tools) -> None:
+    other = Tools(tools.settings)
+    other.__dict__["base_ref"] = tools.base_ref.model_copy(update={"name": "sd15"})
+    with pytest.raises(RecipeError, match='prior = "dop"'):
+        other.class_pictures("woman")
 
 
 @pytest.fixture(scope="module")

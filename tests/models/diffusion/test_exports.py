@@ -66,13 +66,13 @@ def test_a_lora_file_draws_the_same_in_a_plain_pipeline(base: bases.Base, foreig
         wanted = latents(base.pipe, "zqaa woman")
     plain = latents(foreign, "zqaa woman")
     assert (plain - wanted).abs().max() > 0.1
-    (tmp_path / "ada.safetensors").write_bytes(lora_file(tensors, LORA, form))
+    (tmp_path / "ada.safetensors").write_bytes(lora_file(tensors, LORA, form, family="sd15"))
     foreign.load_lora_weights(str(tmp_path), weight_name="ada.safetensors")
     assert torch.allclose(latents(foreign, "zqaa woman"), wanted, atol=2e-4)
 
 
 def test_kohyas_names_are_kohyas(base: bases.Base) -> None:
-    names = load(lora_file(changed(base, LORA), LORA, "kohya"))
+    names = load(lora_file(changed(base, LORA), LORA, "kohya", family="sd15"))
     assert {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_down.weight", "lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight",
             "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha"} <= names.keys()
     assert {k.rpartition(".")[0].removesuffix(".lora_down").removesuffix(".lora_up") + ".alpha" for k in names if k.endswith("weight")} == {k for k in names if k.endswith("alpha")}
@@ -95,7 +95,7 @@ def test_both_halves_of_pivotal_tuning_draw_the_same_together(base: bases.Base, 
     tensors = changed(base, recipe)
     with adapted(base, tensors, recipe):
         wanted = latents_of(base, "zqaa woman")
-    (tmp_path / "lora.safetensors").write_bytes(lora_file(tensors, recipe, "diffusers"))
+    (tmp_path / "lora.safetensors").write_bytes(lora_file(tensors, recipe, "diffusers", family="sd15"))
     (tmp_path / "word.safetensors").write_bytes(embedding_file(tensors, recipe, token="<ada>"))
     foreign.load_textual_inversion(str(tmp_path), weight_name="word.safetensors")
     foreign.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
@@ -122,7 +122,7 @@ def test_a_tuned_decoder_leaves_as_a_vae_and_not_in_a_lora_file(base: bases.Base
     inputs = encode(base, crops_NSSC=pictures[:1], masks_NSS=pictures[:1, ..., 0], captions=["zqaa woman"], class_images_MSSC=pictures[1:2],
                     class_captions=captions[1:2], noun="woman")
     tensors = as_file(train("ada", base, inputs, recipe).tensors)
-    assert all(name.startswith("unet.") for name in load(lora_file(tensors, recipe, "diffusers")))
+    assert all(name.startswith("unet.") for name in load(lora_file(tensors, recipe, "diffusers", family="sd15")))
     write_vae(base, tensors, recipe, tmp_path / "vae")
     vae = AutoencoderKL.from_pretrained(str(tmp_path / "vae"), local_files_only=True, use_safetensors=True)
     with torch.no_grad(), adapted(base, tensors, recipe):
@@ -138,4 +138,4 @@ def test_a_tuned_decoder_leaves_as_a_vae_and_not_in_a_lora_file(base: bases.Base
 ])
 def test_a_format_that_does_not_fit_the_method_is_refused_with_one_that_does(recipe: Recipe, form: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        embedding_file({}, recipe, token="<ada>") if form == "embedding" else lora_file({}, recipe, form)
+        embedding_file({}, recipe, token="<ada>") if form == "embedding" else lora_file({}, recipe, form, family="sd15")
