@@ -19,7 +19,7 @@ ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: help setup demo test fix lint bench bench-maquette bench-faces bench-gate docs-check slow
+.PHONY: help setup demo test fix lint bench bench-maquette bench-faces bench-gate bench-decoder docs-check slow
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -58,13 +58,16 @@ lint: setup      ## ruff, mypy --strict, the direction of imports
 	@"$(BIN)/mypy" --no-error-summary
 	@"$(BIN)/lint-imports" --no-logo > .lint-imports.out 2>&1 || { cat .lint-imports.out; rm -f .lint-imports.out; exit 1; }; rm -f .lint-imports.out
 
-bench: bench-faces bench-maquette bench-gate   ## every benchmark; tables here, numbers and pictures under bench-results/
+bench: bench-faces bench-decoder bench-maquette bench-gate   ## every benchmark; tables here, numbers and pictures under bench-results/
 
 bench-maquette: setup   ## how well the maquette draws people, and the likeness of a personalised one
 	@"$(BIN)/python" -m bench.maquette $(BENCH_ARGS)
 
 bench-faces: setup      ## how well each face backend finds and recognises people, and what a photo costs
 	@"$(BIN)/python" -m bench.faces $(BENCH_ARGS)
+
+bench-decoder: setup    ## what tuning the VAE's decoder on the portraits is worth, on four users
+	@"$(BIN)/python" -m bench.decoder $(BENCH_ARGS)
 
 bench-gate: setup       ## which planted defects the gate finds, and what it says of clean pictures
 	@"$(BIN)/python" -m bench.gate $(BENCH_ARGS)
