@@ -26,7 +26,7 @@ from tests.likeness.fabricated import CLAIMS, World, build, register_once
 
 CANARY = "zebrafinch-canary"
 STEPS = ["tombstone", "remember", "store", "mlflow", "reports", "prefect", "scan", "receipt"]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 class Died(BaseException):

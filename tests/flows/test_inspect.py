@@ -15,10 +15,10 @@ from likeness.store import LocalStore
 
 def inspect(root: Path, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "flows.cli", "inspect", *words], cwd=root, env={"PATH": "", "HOME": str(home), "LIKENESS_HOME": str(home), "COLUMNS": "200"},
-                          capture_output=True, text=True, timeout=240, check=False)
+                          capture_output=True, text=True, timeout=600, check=False)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_contact_sheet_and_the_document_say_the_same_and_nothing_is_kept(root: Path, tmp_path: Path) -> None:
     photos, home, sheet = tmp_path / "photos", tmp_path / "home", tmp_path / "sheet.html"
     photos.mkdir()

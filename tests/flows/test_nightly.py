@@ -23,7 +23,7 @@ from tasks.runtime import Tools
 from tests.flows.test_run import CONFIG, OPEN_GATE, PHOTOS, finish, likeness
 from tests.processes import environment
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 ASKED = "a" * 64
 
 

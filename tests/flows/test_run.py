@@ -39,7 +39,7 @@ prompts = [{category = "plain", template = "a photo of a {who}"}, {category = "p
 """
 # A policy under which anything passes: what is tested with it is what happens after acceptance.
 OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n"
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def likeness(home: Path, *words: str, config: str = CONFIG, own_server: bool = False, more: Mapping[str, str] | None = None) -> Warm:
@@ -48,7 +48,7 @@ def likeness(home: Path, *words: str, config: str = CONFIG, own_server: bool = F
 
 
 def finish(process: Warm | subprocess.Popen[str]) -> tuple[int, Any, str]:
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1500)
     return process.returncode, json.loads(out) if out else None, err
 
 

@@ -17,7 +17,7 @@ from likeness.processes import process_of
 from tests.flows.test_run import CONFIG, OPEN_GATE, PHOTOS, finish, likeness
 from tests.servers import free_port
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def ask(api: str, what: str, body: object = None) -> Any:
         return json.load(answer)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 180.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 600.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, f"nothing after {seconds:.0f} s"

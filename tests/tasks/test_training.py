@@ -28,7 +28,7 @@ RECIPES: dict[str, Recipe] = {
     "pivotal": Pivotal(steps=5, batch=1, rank=2, vectors=2, targets=("attention",), checkpoint_every=2),
 }
 every_method = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {"truncated": lambda d: d[:-7], "flipped": lambda d: d[:999] + bytes([d[999] ^ 1]) + d[1000:],
                                                 "foreign": lambda d: checkpoint.write(checkpoint.read(d, training="mine"), training="another's")}
 

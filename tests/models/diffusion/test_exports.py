@@ -19,7 +19,7 @@ from models.diffusion.methods import adapted, as_file, step_of, train
 from models.maquette.companions import read_class_pictures
 
 LORA = Lora(rank=2, alpha=1.0, targets=("attention", "convolution", "text_encoder"))
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ RECIPES: dict[str, Recipe] = {
     "pivotal, resumed while tuning": Pivotal(steps=10, batch=2, rank=2, targets=("convolution", "text_encoder"), checkpoint_every=5, inversion_share=0.3),
 }
 every_method = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

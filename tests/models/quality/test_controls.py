@@ -27,7 +27,7 @@ from models.faces.tools import FaceTools, dlib_tools
 from models.maquette.companions import read_bank, read_class_pictures
 from models.quality.measure import References, Seen, measure, thumbnail
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 Picture = NDArray[np.uint8]
 
 
