@@ -23,7 +23,7 @@ from likeness.errors import RecipeError, ServerUnreachable
 from likeness.processes import MARK_HERE, Service, Services
 from likeness.settings import Settings
 
-PATIENCE_S = 180.0              # a server on a busy machine takes up to 40 s; the first start makes its database besides
+PATIENCE_S = 300.0              # a server on a busy machine takes up to 40 s; the first start makes its database besides
 State = Literal["running", "silent", "crashed", "stopped", "elsewhere"]
 
 
