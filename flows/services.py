@@ -107,7 +107,7 @@ def up(settings: Settings, config: Path | None, *, deploy: Callable[[str], None]
 
     Raises:
         RecipeError: if a port is taken by something that is not ours.
-        ServerUnreachable: if something ends at once, or does not answer in three minutes.
+        ServerUnreachable: if something ends at once, or does not answer in five minutes.
     """
     services = Services(settings.home)
     with services.changing():
