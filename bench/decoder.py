@@ -60,6 +60,7 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.decoder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--users", type=Path, default=Path("../shared/portraits/users"), help="folder of rendered users, one folder each")
     p.add_argument("--count", type=int, default=4, help="how many users are personalised, twice each")
+    p.add_argument("--steps", type=int, default=load_settings().sampling.steps, help="denoising steps of a sample")
     p.add_argument("--out", type=Path, default=Path("bench-results"))
     p.add_argument("--threads", type=int)
     a = p.parse_args()
@@ -67,8 +68,7 @@ def main() -> None:
         p.error(f"no rendered users in {a.users}: name their folder with --users")
     if a.threads:
         torch.set_num_threads(a.threads)
-    sampling = load_settings().sampling
-    bench = Bench(bases.load("maquette"), dlib_tools(), np.zeros((0, 1, 1, 3), np.uint8), [], Cells(a.out / "cells"), sampling.steps, sampling.guidance or 3.0)
+    bench = Bench(bases.load("maquette"), dlib_tools(), np.zeros((0, 1, 1, 3), np.uint8), [], Cells(a.out / "cells"), a.steps, load_settings().sampling.guidance or 3.0)
     found = measure(bench, read_users(bench, a.users), a.count)
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "decoder.json").write_text(json.dumps(found, indent=1) + "\n")
