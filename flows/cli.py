@@ -32,7 +32,7 @@ EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
 
 @app.command()
 def demo(attempts: Attempts = None, as_json: Json = False, config: Config = None) -> None:
-    """Personalise the shipped demo subject (12 rendered photos): photos to verdict in about two minutes on two cores."""
+    """Personalise the shipped demo subject (12 rendered photos): photos to verdict in about three minutes on two cores."""
     photos = Path(__file__).parents[1] / "examples" / "demo"
     if not photos.is_dir():
         raise RecipeError("the demo photos lie in the repository, under examples/demo: run `make demo` in a checkout")
