@@ -17,9 +17,8 @@ from likeness.recipe import Recipe
 from models.diffusion import objective as equations
 from models.diffusion.bases import Base
 from models.diffusion.batches import TrainingInputs
-from models.diffusion.dreambooth import Weights
-from models.diffusion.loop import Group, Plan
-from models.diffusion.lora import must_fit
+from models.diffusion.dreambooth import OfWeights
+from models.diffusion.loop import Plan
 
 PARTS = ("vae.decoder", "vae.post_quant_conv")
 PREFIX = "delta.vae."              # of the tensors in an adapter's file
@@ -32,19 +31,15 @@ def decoder_plan(recipe: Recipe) -> Plan:
     return Plan(recipe.decoder_steps, recipe.decoder_learning_rate, recipe.max_grad_norm, checkpoint_every=recipe.decoder_steps)
 
 
-class DecoderStep:
+class DecoderStep(OfWeights):
     """A `loop.Step`: every weight of the decoder, on windows of half a side."""
 
     def __init__(self, base: Base, inputs: TrainingInputs, recipe: Recipe) -> None:
+        super().__init__(base, PARTS)
         self._base, self._inputs, self._seed, self._batch = base, inputs, recipe.seed, recipe.batch
-        self._weights = Weights(base, PARTS)
-        self._weights.learn()
         face = 1 + FACE_WEIGHT * inputs.masks_NSS
         self._pixel_weight_NSS = face / face.mean((1, 2), keepdim=True)
         self._priors = max(1, recipe.batch // 2) if recipe.objective.wants_class_pictures and inputs.class_captions else 0
-
-    def groups(self) -> list[Group]:
-        return [Group(list(self._weights.named.values()))]
 
     def pictures(self, step: int) -> int:
         return self._batch + self._priors
@@ -69,17 +64,3 @@ class DecoderStep:
         with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
             made = base.pipe.vae.decode(latents).sample
         return equations.reconstruction_loss(made, real, weight[mine, rows, columns].to(base.device)[:, None]) * (len(real) / len(x0))
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in self._weights.named.items()}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        must_fit(dict(self._weights.named), tensors)
-        for name, p in self._weights.named.items():
-            p.data.copy_(tensors[name])
-
-    def export(self) -> dict[str, Tensor]:
-        return {f"delta.{name}": delta for name, delta in self._weights.deltas().items()}
-
-    def close(self) -> None:
-        self._weights.close()

@@ -69,27 +69,15 @@ def trained_parts(base: Base, recipe: DreamBooth) -> tuple[str, ...]:
     return ("unet", *base.towers) if recipe.text_encoder else ("unet",)
 
 
-class DreamBoothStep:
-    """A `loop.Step`: all weights of the UNet, and of the text towers if asked."""
+class OfWeights:
+    """The part of a `loop.Step` that is the same wherever all weights of some networks learn; they do from here on, until `close`."""
 
-    def __init__(self, base: Base, inputs: TrainingInputs, recipe: DreamBooth) -> None:
-        self._base = base
-        self._ids_KWT = base.token_ids(inputs.texts) if recipe.text_encoder else None
-        self._weights = Weights(base, trained_parts(base, recipe))
+    def __init__(self, base: Base, parts: tuple[str, ...]) -> None:
+        self._weights = Weights(base, parts)
         self._weights.learn()
-        self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._weights.alone)
 
     def groups(self) -> list[Group]:
         return [Group(list(self._weights.named.values()))]
-
-    def pictures(self, step: int) -> int:
-        return self._batches.pictures
-
-    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
-        batch = self._batches.draw(step, piece=piece, of=of)
-        # weights learn in fp32 even where the base runs in bf16: a step of 1e-5 is lost in bf16's 8 bits
-        with torch.autocast(self._base.device.type, self._base.dtype, enabled=self._base.dtype != torch.float32):
-            return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KWT is None else self._base.read_texts(self._ids_KWT[batch.texts_B]))
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.detach().cpu().clone() for name, p in self._weights.named.items()}
@@ -104,3 +92,22 @@ class DreamBoothStep:
 
     def close(self) -> None:
         self._weights.close()
+
+
+class DreamBoothStep(OfWeights):
+    """A `loop.Step`: all weights of the UNet, and of the text towers if asked."""
+
+    def __init__(self, base: Base, inputs: TrainingInputs, recipe: DreamBooth) -> None:
+        super().__init__(base, trained_parts(base, recipe))
+        self._base = base
+        self._ids_KWT = base.token_ids(inputs.texts) if recipe.text_encoder else None
+        self._batches = Batches(base, inputs, recipe.objective, batch=recipe.batch, seed=recipe.seed, alone=self._weights.alone)
+
+    def pictures(self, step: int) -> int:
+        return self._batches.pictures
+
+    def loss(self, step: int, *, piece: int = 0, of: int = 1) -> Tensor:
+        batch = self._batches.draw(step, piece=piece, of=of)
+        # weights learn in fp32 even where the base runs in bf16: a step of 1e-5 is lost in bf16's 8 bits
+        with torch.autocast(self._base.device.type, self._base.dtype, enabled=self._base.dtype != torch.float32):
+            return self._batches.loss(batch, self._batches.encoded(batch) if self._ids_KWT is None else self._base.read_texts(self._ids_KWT[batch.texts_B]))
