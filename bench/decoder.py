@@ -68,7 +68,8 @@ def main() -> None:
         p.error(f"no rendered users in {a.users}: name their folder with --users")
     if a.threads:
         torch.set_num_threads(a.threads)
-    bench = Bench(bases.load("maquette"), dlib_tools(), np.zeros((0, 1, 1, 3), np.uint8), [], Cells(a.out / "cells"), a.steps, load_settings().sampling.guidance or 3.0)
+    base, guidance = bases.load("maquette"), load_settings().sampling.guidance
+    bench = Bench(base, dlib_tools(), np.zeros((0, 1, 1, 3), np.uint8), [], Cells(a.out / "cells"), a.steps, base.guidance if guidance is None else guidance)
     found = measure(bench, read_users(bench, a.users), a.count)
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "decoder.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -47,13 +47,13 @@ def train(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, *, resu
 
     `on_report` is told (step, loss) of both, steps counted through; only the method's job writes checkpoints and resumes.
     """
-    jobs = [Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, recompute=base.recompute, on_report=on_report,
-                on_checkpoint=on_checkpoint)]
-    if recipe.decoder_steps:
-        jobs.append(Job(name, lambda: DecoderStep(base, inputs, recipe), decoder_plan(recipe), on_report=lambda step, loss: on_report(recipe.steps + step, loss)))
-    first, *others = (fit([job])[0] for job in jobs)
-    failed = next((r.error for r in (first, *others) if r.error is not None), None)
-    return replace(first, tensors={k: v for r in (first, *others) for k, v in r.tensors.items()}, error=failed)
+    [result] = fit([Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, recompute=base.recompute, on_report=on_report,
+                        on_checkpoint=on_checkpoint)])
+    if result.error is not None or not recipe.decoder_steps:
+        return result
+    [decoder] = fit([Job(name, lambda: DecoderStep(base, inputs, recipe), decoder_plan(recipe), on_report=lambda step, loss: on_report(recipe.steps + step, loss))])
+    forced = tuple(plan.model_copy(update={"from_step": recipe.steps + plan.from_step}) for plan in decoder.device)
+    return replace(result, tensors=result.tensors | decoder.tensors, device=result.device + forced, error=decoder.error)
 
 
 def as_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -305,6 +305,30 @@ def test_a_tuned_decoder_draws_the_faces_better_and_leaves_with_its_adapter(base
         pass
 
 
+def test_a_training_that_failed_tunes_no_decoder(base: bases.Base, inputs: TrainingInputs) -> None:
+    broken = dataclasses.replace(inputs, latents_NCHW=torch.full_like(inputs.latents_NCHW, float("nan")))
+    told: list[int] = []
+    result = train("ada", base, broken, LORA.model_copy(update={"decoder_steps": 10}), on_report=lambda step, loss: told.append(step))
+    assert isinstance(result.error, NonFiniteLoss)
+    assert (told, result.tensors) == ([], {})
+    assert is_itself(base)
+
+
+def test_what_memory_forced_on_the_decoder_is_counted_after_the_methods_steps(base: bases.Base, inputs: TrainingInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = DecoderStep.loss
+
+    def tight(self: DecoderStep, step: int, *, piece: int = 0, of: int = 1) -> torch.Tensor:
+        if of == 1:
+            raise torch.OutOfMemoryError
+        return honest(self, step, piece=piece, of=of)
+
+    monkeypatch.setattr(DecoderStep, "loss", tight)
+    result = train("ada", base, inputs, LORA.model_copy(update={"steps": 2, "decoder_steps": 1}))
+    assert result.error is None
+    assert [(plan.from_step, plan.pieces) for plan in result.device] == [(2, 2)]
+    assert is_itself(base)
+
+
 def test_the_decoder_learns_class_pictures_too_where_there_are_some(base: bases.Base, inputs: TrainingInputs) -> None:
     none = dataclasses.replace(inputs, class_images_MSSC=inputs.class_images_MSSC[:0], class_latents_MCHW=inputs.class_latents_MCHW[:0], class_captions=())
     recipe = LORA.model_copy(update={"decoder_steps": 1})
