@@ -45,7 +45,7 @@ class Night(Record):
     counts: Mapping[str, int]
     seconds: Mapping[str, float]            # per stage, summed over subjects
     ok: bool
-    reasons: Mapping[str, int] = Field(default_factory=dict)          # by code: subjects of which it was said
+    reasons: Mapping[str, int] = Field(default_factory=dict)          # why not, by code: subjects of which it was said
     took_s: float | None = None             # of the last start of this night
 
 
@@ -128,7 +128,7 @@ def summary(night: str, tonight: Mapping[str, Outcome], *, others: Mapping[str, 
     kinds = [o.kind for o in tonight.values()]
     counts = {kind: kinds.count(kind) for kind in ("accepted", "retry", "needs_photos", "rejected", "failed")} | dict(others)
     ours = sum(o.kind == "failed" and o.ours for o in tonight.values())
-    codes = [code for o in tonight.values() for code in sorted({reason.code for reason in o.reasons})]
+    codes = [code for o in tonight.values() if o.kind != "accepted" for code in sorted({reason.code for reason in o.reasons})]
     return Night(night=night, counts=counts, seconds=_added(o.seconds for o in tonight.values()), ok=ours <= max_failed_share * len(tonight),
                  reasons={code: codes.count(code) for code in sorted(set(codes))}, took_s=took_s)
 

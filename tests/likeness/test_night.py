@@ -103,7 +103,8 @@ def test_a_nights_id_is_a_name(name: str) -> None:
 
 def test_a_night_counts_subjects_by_reason_and_names_nobody() -> None:
     twice = (Reason(code="few_faces", message="of ada"), Reason(code="few_faces", message="again"), Reason(code="blurred", message="x"))
-    night = summary("n1", {"ada": outcome("needs_photos", reasons=twice), "bea": outcome("retry", reasons=twice[:1])}, others={}, max_failed_share=0.2, took_s=4.0)
+    night = summary("n1", {"ada": outcome("needs_photos", reasons=twice), "bea": outcome("retry", reasons=twice[:1]),
+                           "cleo": outcome("accepted", reasons=(Reason(code="accepted", message="64%"),))}, others={}, max_failed_share=0.2, took_s=4.0)
     assert (night.reasons, night.took_s) == ({"blurred": 1, "few_faces": 2}, 4.0)
     assert "ada" not in night.model_dump_json()
 
