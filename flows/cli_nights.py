@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.terminal import Config, Json, enrolment_of, print_json, watching
-from likeness.errors import InputError
+from likeness.errors import InputError, LikenessError
 from likeness.intake.sources import STORE_SCHEME
 from likeness.night import check_night
 from likeness.settings import load_settings
@@ -70,12 +70,20 @@ def list_subjects(as_json: Json = False, config: Config = None) -> None:
     from tasks.runtime import Tools
 
     tools = Tools(load_settings(config))
-    rows = [_subject_row(tools, tools.standing(s)) for s in enrolled(tools.store)]
+    rows = []
+    for subject in enrolled(tools.store):
+        try:
+            rows.append(_subject_row(tools, tools.standing(subject)))
+        except LikenessError as e:                                   # theirs alone: the others are listed
+            rows.append({"subject": subject, "error": e.code, "message": e.message})
     if as_json:
         print_json({"subjects": rows})
     else:
         table = Table("subject", "class", "paused", "last night", "outcome")
         for row in rows:
+            if "error" in row:
+                table.add_row(row["subject"], "", "", "", row["error"])
+                continue
             last = row["last"] or {}
             table.add_row(row["subject"], row["class"], "yes" if row["paused"] else "", last.get("night", ""), last.get("kind", "never had one"))
         Console().print(table)

@@ -128,6 +128,11 @@ class ServerUnreachable(TransientError):
     code = "server_unreachable"
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that memory ran out: on a GPU by its own exception, whose name is looked at so that this package needs no torch; on a CPU in words."""
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Map foreign exceptions raised inside to one of the five branches.
@@ -148,7 +153,6 @@ def translated(doing: str) -> Iterator[None]:
             raise InputError(f"{e.strerror or 'not accessible'} while {doing}: check that the path exists and may be used") from e
         raise TransientError(f"{type(e).__name__} while {doing}: {e.strerror or 'input/output error'}; the same command may work in a moment") from e
     except RuntimeError as e:
-        # torch.OutOfMemoryError is a RuntimeError; its name is checked so that this package needs no torch
-        if type(e).__name__ == "OutOfMemoryError" or "out of memory" in str(e):
+        if is_out_of_memory(e):
             raise ResourceError(f"the device is out of memory while {doing}: free memory on it, or choose a smaller batch") from e
         raise

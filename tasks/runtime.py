@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from likeness import digest
 from likeness.erasure import Fenced, check_not_forgotten
@@ -190,12 +191,16 @@ class Tools:
 
         Raises:
             SubjectForgotten, ConsentMissing.
+            IntegrityError: their enrolment cannot be read.
         """
         check_not_forgotten(self.store, subject)
         data = self.store.get(f"subjects/{subject}/enrolment.json")
         if data is None:
             raise ConsentMissing(f"subject {subject!r} is not enrolled: run `likeness run PHOTOS --subject {subject} --class NOUN`")
-        return Enrolment.read(data)
+        try:
+            return Enrolment.read(data)
+        except ValidationError as e:
+            raise IntegrityError(f"the enrolment of subject {subject!r} cannot be read: enrol them again with `likeness subject add`") from e
 
     def enrol(self, enrolment: Enrolment, *, keep_paused: bool = False) -> None:
         """Write or replace an enrolment; with `keep_paused` a paused subject stays paused.
@@ -207,7 +212,7 @@ class Tools:
         path = f"subjects/{enrolment.subject.id}/enrolment.json"
         for _ in range(10):
             found = self.store.get(path)
-            paused = Enrolment.read(found).paused if found and keep_paused else enrolment.paused
+            paused = _paused(found) if found and keep_paused else enrolment.paused
             new = enrolment.model_copy(update={"paused": paused}).model_dump_json().encode()
             if found == new or (self.store.put_if_absent(path, new) if found is None else self.store.compare_and_swap(path, expected=found, new=new)):
                 return
@@ -226,6 +231,14 @@ class Tools:
         if published.digest != ref.digest or published.faults():
             raise IntegrityError(f"the record of {ref.stage} is not what was published: {'; '.join(published.faults()) or 'its digest differs'}")
         return kind.read(json.dumps(published.output))
+
+
+def _paused(data: bytes) -> bool:
+    """Of an enrolment that may be damaged: then it is replaced, and nobody knows."""
+    try:
+        return Enrolment.read(data).paused
+    except ValidationError:
+        return False
 
 
 _LOCK = threading.Lock()

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from likeness.errors import LikenessError, NonFiniteLoss, ResourceError, translated
+from likeness.errors import LikenessError, NonFiniteLoss, ResourceError, is_out_of_memory, translated
 from likeness.records import DevicePlan
 
 
@@ -180,7 +180,9 @@ def _gradient(job: Job, method: Step, at: int, device: tuple[DevicePlan, ...]) -
             loss = method.loss(at, piece=piece, of=of)
             loss.backward()
             losses.append(loss.detach())
-    except torch.OutOfMemoryError:
+    except RuntimeError as e:
+        if not is_out_of_memory(e):
+            raise
         return None
     return losses[0] if of == 1 else torch.stack(losses).sum()
 

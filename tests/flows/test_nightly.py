@@ -69,7 +69,10 @@ def test_four_subjects_one_night_and_the_next_has_nothing_to_do(tmp_path: Path) 
     assert [p for p in left if "tombstones" not in p.parts] == []
     code, receipt, err = command("forget", "ada", "--yes")       # a subflow of two nights
     assert (code, receipt["clean"]) == (0, True), err
-    assert set(command("subject", "list")[1]["subjects"][0]) == {"subject", "class", "consent", "photos", "paused", "last"}
+    (home / "store" / "subjects" / "bea" / "enrolment.json").write_bytes(b"{")
+    damaged, whole = command("subject", "list")[1]["subjects"]                # one that cannot be read does not hide the others
+    assert (damaged["subject"], damaged["error"]) == ("bea", "integrity")
+    assert set(whole) == {"subject", "class", "consent", "photos", "paused", "last"}
 
 
 def test_a_subject_that_nobody_enrolled_and_photos_that_are_nowhere_say_so(tmp_path: Path) -> None:
