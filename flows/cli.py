@@ -68,9 +68,10 @@ def _personalize(photos: str, subject: str, noun: str, consent: str, as_json: bo
 @app.command()
 def inspect(photos: PhotosArgument, html: Annotated[Path | None, typer.Option(help="Also write a contact sheet: every file with its verdict, as one HTML page.",
                                                                               dir_okay=False)] = None, as_json: Json = False, config: Config = None) -> None:
-    """Judge photos without keeping anything: which are used, which are not and why, what the set lacks."""
+    """Judge photos without keeping anything: which are used, which are not and why, what the set lacks, how likely acceptance is."""
     from flows.contact_sheet import write_contact_sheet
     from models.faces.photos import inspect_photos
+    from tasks.prospects import expect
     from tasks.runtime import Tools
 
     settings = load_settings(config)
@@ -78,16 +79,21 @@ def inspect(photos: PhotosArgument, html: Annotated[Path | None, typer.Option(he
     source = open_source(photos, store=tools.store, policy=settings.intake)
     with bars() as show:
         found = inspect_photos(source, tools=tools.faces, policy=settings.intake, reader=tools.slots, progress=lambda done, total: show("inspect", done, total, ""))
+        if found.set.verdict == "ok":
+            show("estimate", 0, 1, "what the base can keep of this person")
+        estimate, expected = expect(tools, found)
+        if found.set.verdict == "ok":
+            show("estimate", 1, 1, "")
     if html is not None:
-        write_contact_sheet(found, html)
+        write_contact_sheet(found, html, expected=expected)
     if as_json:
-        print_json(found.as_json())
+        print_json({**found.as_json(), "estimate": {**(estimate.plain() if estimate is not None else {"accepted": None}), "message": expected}})
     else:
         table = Table("photo", "verdict", "reason", "what to do")
         for j in found.judgements:
             table.add_row(j.name, j.verdict, j.reason or "", j.message)
         Console().print(table)
-        Console().print(f"[bold]{found.set.verdict}[/]: {found.set.message}", *(f"\n  {a}" for a in found.set.advice))
+        Console().print(f"[bold]{found.set.verdict}[/]: {found.set.message}", *(f"\n  {a}" for a in found.set.advice), f"\n{expected}")
         if html is not None:
             Console().print(f"contact sheet: {html}", soft_wrap=True)
     raise typer.Exit(0 if found.set.verdict == "ok" else 2)

@@ -12,7 +12,7 @@ from models.faces.photos import Inspection
 from tasks.reporting import webp
 
 
-def write_contact_sheet(found: Inspection, path: Path) -> None:
+def write_contact_sheet(found: Inspection, path: Path, *, expected: str) -> None:
     """Write the page whole or not at all, readable by its owner alone: it shows a person.
 
     Raises:
@@ -23,5 +23,5 @@ def write_contact_sheet(found: Inspection, path: Path) -> None:
     with translated("writing the contact sheet"):
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(render_contact_sheet(photos, found.set, code=code_version()))
+            file.write(render_contact_sheet(photos, found.set, expected=expected, code=code_version()))
         part.replace(path)

@@ -118,13 +118,13 @@ SHARES = {
 WORDS = {"accept": "used", "normalise": "used after repair", "reject": "refused", "ignore": "ignored"}
 
 
-def render_contact_sheet(photos: Sequence[PhotoView], judgement: SetJudgement, *, code: str) -> str:
-    """What `likeness inspect` shows, as one HTML document.
+def render_contact_sheet(photos: Sequence[PhotoView], judgement: SetJudgement, *, expected: str, code: str) -> str:
+    """What `likeness inspect` shows, as one HTML document. `expected` says how likely acceptance is.
 
     Raises:
         RecipeError: if a thumbnail is not PNG, WebP or JPEG.
     """
-    return _template("contact_sheet.html.j2").render(**_photos(photos, judgement), code=code)
+    return _template("contact_sheet.html.j2").render(**_photos(photos, judgement), expected=expected, code=code)
 
 
 OUTCOMES = {"accepted": "accepted", "retry": "not yet good enough", "needs_photos": "need other photos", "rejected": "rejected", "failed": "failed",

@@ -33,6 +33,10 @@ def test_the_contact_sheet_and_the_document_say_the_same_and_nothing_is_kept(roo
     assert html.count("data:image/webp") == 6
     for judged in document["photos"]:
         assert judged["name"] in html
+    estimate = document["estimate"]
+    assert 0 < estimate["low"] < estimate["accepted"] < estimate["high"] < 1
+    assert estimate["photos"] == 6
+    assert estimate["message"].capitalize()[:40] in html
     assert not (home / "store").exists()
 
     store = LocalStore(home / "store")

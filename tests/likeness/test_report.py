@@ -279,13 +279,14 @@ def test_a_refusal_says_what_comes_next_and_how(how: str | None) -> None:
 def test_the_contact_sheet_shows_every_file_with_its_reason_and_refers_to_nothing_outside(verdict: str) -> None:
     photos = whole_view(words=HOSTILE).photos
     judgement = SetJudgement(verdict=verdict, reason=None if verdict == "ok" else "too_few_photos", message="what the set is", advice=("Add one with another light.",))
-    html = render_contact_sheet(photos, judgement, code="0.1.0")
+    html = render_contact_sheet(photos, judgement, expected="about 70% of sets like this are accepted", code="0.1.0")
     reader = read(html)
     for photo in photos:
         assert photo.judgement.name in reader.text
         if photo.judgement.verdict != "accept":
             assert photo.judgement.message in reader.text
     assert "what the set is" in reader.text
+    assert "About 70% of sets like this are accepted." in reader.text
     assert "Add one with another light." in reader.text
     assert ("can be used" in reader.text) == (verdict == "ok")
     assert all(r.startswith("data:image/") for r in references(reader))
