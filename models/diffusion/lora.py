@@ -29,15 +29,14 @@ NAME = "subject"                 # of the factors inside peft; never in a file
 class Factors:
     """Factors in the networks of a base, until `close`. With B = 0, as they begin, outputs are unchanged to the bit."""
 
-    def __init__(self, base: Base, recipe: LowRank, *, seed: int) -> None:
-        targets = {"unet": [m for t in recipe.targets if t in UNET for m in UNET[t]]}
-        if "text_encoder" in recipe.targets:
-            targets |= {tower: list(TEXT_TOWER) for tower in base.towers}
-        self._networks: dict[str, Any] = {part: getattr(base.pipe, part) for part in targets}
+    def __init__(self, base: Base, plan: LowRank | Mapping[str, int], *, seed: int) -> None:
+        """`plan`: a recipe, or for each layer by name ("unet.a.b") its rank, at scale 1."""
+        configs = _of_recipe(base, plan) if isinstance(plan, LowRank) else _of_layers(plan)
+        self._networks: dict[str, Any] = {part: getattr(base.pipe, part) for part in configs}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for part, network in self._networks.items():
-                inject_adapter_in_model(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, init_lora_weights=True, target_modules=targets[part]), network, NAME)
+                inject_adapter_in_model(configs[part], network, NAME)
         self.parameters = [p for network in self._networks.values() for n, p in network.named_parameters() if f".{NAME}." in n]
         for p in self.parameters:
             p.data = p.data.float()
@@ -86,6 +85,21 @@ class Factors:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f"{part}.{k}": v for part, network in self._networks.items() for k, v in get_peft_model_state_dict(network, adapter_name=NAME).items()}
+
+
+def _of_recipe(base: Base, recipe: LowRank) -> dict[str, LoraConfig]:
+    targets = {"unet": [m for t in recipe.targets if t in UNET for m in UNET[t]]}
+    if "text_encoder" in recipe.targets:
+        targets |= {tower: list(TEXT_TOWER) for tower in base.towers}
+    return {part: LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, init_lora_weights=True, target_modules=names) for part, names in targets.items()}
+
+
+def _of_layers(ranks: Mapping[str, int]) -> dict[str, LoraConfig]:
+    parts: dict[str, dict[str, int]] = {}
+    for layer, rank in ranks.items():
+        part, _, place = layer.partition(".")
+        parts.setdefault(part, {})[place] = rank
+    return {part: LoraConfig(r=1, lora_alpha=1, init_lora_weights=True, target_modules=list(own), rank_pattern=own, alpha_pattern=own) for part, own in parts.items()}
 
 
 def must_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
