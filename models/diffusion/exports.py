@@ -29,10 +29,13 @@ def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str, *, famil
     diffusers' files carry no alpha, so B is multiplied by alpha / rank there; kohya's carry it beside each layer.
 
     Raises:
-        RecipeError: the method trains no factors.
+        RecipeError: the method trains no factors, or its ranks depend on the timestep.
     """
     if not isinstance(recipe, LowRank):
         raise RecipeError(f"format {form!r} holds low-rank factors, a {recipe.method} adapter has none: {_fitting(recipe)}")
+    if recipe.min_rank is not None:
+        raise RecipeError(f"format {form!r} cannot say that ranks depend on the timestep, and with all of them at every timestep it would draw what nobody judged: draw with "
+                          "`likeness sample`, or train without recipe.min_rank")
     factors = {k: v for k, v in tensors.items() if not k.startswith(("vectors", PREFIX))}
     if form == "kohya":
         return save({name: v.contiguous() for k, v in sorted(factors.items()) for name, v in _kohya(k, v, recipe.alpha, family)})
