@@ -100,15 +100,20 @@ def inspect(photos: PhotosArgument, html: Annotated[Path | None, typer.Option(he
 
 
 @app.command()
-def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release.")],
-           prompt: Annotated[str, typer.Argument(help="The prompt; {who} or the subject's id stands for the person, else the person is put first.")],
+def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release, or a LoRA file or embedding of another program (.safetensors).")],
+           prompt: Annotated[str, typer.Argument(help="The prompt; {who} or the subject's id stands for the person, else the person is put first. With a file it is "
+                                                 "taken as it is, and {who} is the embedding's word.")],
+           embedding: Annotated[Path | None, typer.Option(help="An embedding (.safetensors) that belongs to the LoRA file.", dir_okay=False)] = None,
            count: Annotated[int, typer.Option(min=1, max=64, help="How many pictures.")] = 4, seed: Annotated[int, typer.Option(min=0)] = 0,
            out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(), as_json: Json = False, config: Config = None) -> None:
-    """Draw a subject with their registered model."""
-    from flows.samples import draw
+    """Draw a subject with their registered model, or what a file of another program holds."""
+    from flows.samples import draw, draw_file, is_file
 
+    if embedding is not None and not is_file(subject):
+        raise RecipeError(f"--embedding belongs to a LoRA file, {subject!r} is a subject: name the file in its place, or leave --embedding out")
     with watching(load_settings(config)) as tools:
-        files = draw(tools, subject, prompt, count=count, seed=seed, out=out)
+        files = draw_file(tools, Path(subject), prompt, embedding=embedding, count=count, seed=seed, out=out) if is_file(subject) else \
+            draw(tools, subject, prompt, count=count, seed=seed, out=out)
     if as_json:
         print_json({"subject": subject, "files": [str(f) for f in files]})
     else:

@@ -22,7 +22,8 @@ def probe(settings: Settings) -> list[tuple[str, bool, str]]:
     tools = Tools(settings)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("store", lambda: _store(tools)), ("base", lambda: f"{tools.base_ref.name}, {len(tools.base_ref.files)} files, revision {tools.base_ref.revision[:12]}"),
-        ("faces", lambda: _faces(tools)), ("impostor bank", lambda: f"{len(tools.bank.embeddings)} identities for {tools.bank.backend}"),
+        ("faces", lambda: _faces(tools)), ("captions", lambda: _captions(tools)),
+        ("impostor bank", lambda: f"{len(tools.bank.embeddings)} identities for {tools.bank.backend}"),
         ("class pictures", lambda: _class_pictures(tools)), ("registry", lambda: _registry(tools))]
     results = []
     for name, check in checks:
@@ -87,6 +88,13 @@ def _faces(tools: Tools) -> str:
         raise IntegrityError("the detector sees a face on a grey wall: install the face backend again")
     tools.faces.embed_faces(grey, [])
     return f"{tools.faces.name} loads and sees no face on a grey wall; licence: {tools.faces.licence}"
+
+
+def _captions(tools: Tools) -> str:
+    [(text, _, _)] = tools.captioner.captions(np.full((1, 128, 128, 3), 128, np.uint8), who="nobody")
+    files = tools.captioner_params.get("files")
+    of = "the maquette's own CLIP" if files is None else f"{len(files)} files"
+    return f"{tools.settings.backends.captions}, {of}, loads; of a grey wall it says: {text}"
 
 
 def _registry(tools: Tools) -> str:

@@ -1,4 +1,4 @@
-"""Drawing a subject with their registered model."""
+"""Drawing a subject with their registered model, or whatever a file of another program holds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from pathlib import Path
 from PIL import Image
 
 from flows.released import newest_release
+from likeness.errors import RecipeError
+from models.diffusion.imports import carrying, read_foreign
 from models.diffusion.methods import adapted
 from models.diffusion.sampler import sample
 from tasks.runtime import Tools
+
+ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+def is_file(subject: str) -> bool:
+    """Whether what stands in a subject's place is a file of weights; no subject's id has a dot."""
+    return subject.endswith(ENDINGS)
 
 
 def draw(tools: Tools, subject: str, prompt: str, *, count: int, seed: int, out: Path) -> list[Path]:
@@ -22,11 +31,30 @@ def draw(tools: Tools, subject: str, prompt: str, *, count: int, seed: int, out:
     words = prompt.replace("{who}", found.who).replace(subject, found.who)
     words = words if found.who in words else f"a photo of {found.who}, {words}"
     with adapted(tools.base, found.tensors, found.recipe):
-        images = sample(tools.base, [words] * count, [seed + i for i in range(count)], steps=tools.settings.sampling.steps,
-                        guidance=tools.settings.sampling.guidance, batch=tools.settings.sampling.batch,
-                        progress=lambda done, total: tools.watch("sample", done, total, ""))
+        return _draw(tools, words, subject, count=count, seed=seed, out=out)
+
+
+def draw_file(tools: Tools, file: Path, prompt: str, *, embedding: Path | None, count: int, seed: int, out: Path) -> list[Path]:
+    """Write `count` pictures of what a LoRA file or an embedding holds, under the prompt as it is written; `{who}` is the embedding's word.
+
+    Nothing is registered: nobody knows what the file was trained from.
+
+    Raises:
+        InputError, RecipeError: see `read_foreign` and `carrying`; `{who}` without an embedding; `out` cannot be made.
+    """
+    held = [read_foreign(f, tools.base) for f in (file, embedding) if f is not None]
+    if "{who}" in prompt and not any(f.vectors for f in held):
+        raise RecipeError(f"{file.name!r} is a LoRA file and says no word for what it holds: write the word that it was trained with in the place of {{who}}")
+    with carrying(tools.base, *held):
+        return _draw(tools, prompt.replace("{who}", tools.base_trigger), file.stem, count=count, seed=seed, out=out)
+
+
+def _draw(tools: Tools, words: str, name: str, *, count: int, seed: int, out: Path) -> list[Path]:
+    sampling = tools.settings.sampling
+    images = sample(tools.base, [words] * count, [seed + i for i in range(count)], steps=sampling.steps, guidance=sampling.guidance, batch=sampling.batch,
+                    progress=lambda done, total: tools.watch("sample", done, total, ""))
     out.mkdir(parents=True, exist_ok=True)
-    files = [out / f"{subject}-{seed + i:04d}.png" for i in range(count)]
+    files = [out / f"{name}-{seed + i:04d}.png" for i in range(count)]
     for file, image in zip(files, images, strict=True):
         Image.fromarray(image).save(file)
     return files

@@ -80,6 +80,14 @@ class LowRank(Record):
     alpha: float = Field(16.0, gt=0, le=1024, description="scale of the update is alpha / rank")
     targets: tuple[Target, ...] = Field(("attention", "convolution"), min_length=1, description="the maquette draws faces in its convolutions; "
                                         "text_encoder besides them is an option, not measured")
+    min_rank: int | None = Field(None, ge=1, le=256, exclude_if=lambda value: value is None, description="so many ranks of the UNet's factors act at the noisiest timestep, "
+                                 "all at the cleanest, in between in proportion (T-LoRA, arXiv 2507.05964); without it all act always. docs/methods.md")
+
+    @model_validator(mode="after")
+    def _fewer_than_all(self) -> Self:
+        if self.min_rank is not None and self.min_rank > self.rank:
+            raise ValueError(f"min_rank of at most rank, which is {self.rank}; {self.min_rank} is more")
+        return self
 
     @field_validator("targets")
     @classmethod

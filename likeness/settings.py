@@ -116,9 +116,24 @@ class Backends(Section):
     detect: Literal["dlib", "insightface", "facexlib"] = Field("dlib", description="finds faces and their five points")
     identity: Literal["dlib", "insightface"] = Field("dlib", description="recognises people")
     mask: Literal["ellipse", "facexlib"] = Field("ellipse", description="says which pixels of a portrait are face")
-    captions: Literal["slots"] = "slots"
+    captions: Literal["slots", "blip", "florence"] = Field("slots", description="says what portraits show: docs/captions.md")
+    captions_folder: Path | None = Field(None, description="absolute; where the network of blip or florence lies, with safetensors")
+    captions_hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$", validate_default=True, description="instead of a folder: owner/name@commit, the whole "
+                                     "commit, downloaded once from the Hugging Face Hub to captioners/ below home")
     insightface: InsightfaceWeights = Field(InsightfaceWeights(), validate_default=True)
     facexlib: LocalWeights = Field(LocalWeights(), validate_default=True)
+
+    @field_validator("captions_folder")
+    @classmethod
+    def _anywhere(cls, value: Path | None) -> Path | None:
+        return value if value is None else _absolute(value)
+
+    @field_validator("captions_hub")
+    @classmethod
+    def _captioner_lies_somewhere(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("captions") in ("blip", "florence") and info.data.get("captions_folder", value) is None:
+            raise ValueError(f"owner/name@commit, or captions_folder, because captions = {info.data['captions']!r}: name where its network lies")
+        return value
 
     @field_validator("insightface", "facexlib")
     @classmethod

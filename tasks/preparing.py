@@ -55,17 +55,16 @@ def caption_portraits(subject: str, intake: StageRef, portraits: StageRef, noun:
     """Say in words what must stay editable in every Portrait; sidecar files win."""
     tools = runtime()
     trigger = tools.base_trigger
-    call = Call(stage="caption", subject=subject, inputs=(intake, portraits), params={"who": f"{trigger} {noun}", "captioner": tools.settings.backends.captions,
-                                                                                       "min_probability": slots.MIN_PROBABILITY, "clip": tools.slots_digest})
+    call = Call(stage="caption", subject=subject, inputs=(intake, portraits), params={"who": f"{trigger} {noun}", **tools.captioner_params})
     return tools.once(call, lambda claim: _caption(tools, tools.open(intake, subject, Intake), tools.open(portraits, subject, PortraitSet), f"{trigger} {noun}"), CaptionSet)
 
 
 def _caption(tools: Tools, intake: Intake, portraits: PortraitSet, who: str) -> CaptionSet:
     words = {photo.sha256: photo.sidecar for photo in intake.photos}
-    # the reader knows tight crops only; what it sees there holds for the wide crop of the same photo
+    # a reader that knows tight crops only: what it sees there holds for the wide crop of the same photo
     tight = {p.photo: p.crop for p in portraits.portraits if p.framing == "tight"}
-    crops = pictures.stack(tools.store, [tight[p.photo] for p in portraits.portraits])
-    texts = slots.subject_captions(tools.slots, crops, [words.get(p.photo) for p in portraits.portraits], who=who)
+    crops = pictures.stack(tools.store, [p.crop if tools.captioner.wide else tight[p.photo] for p in portraits.portraits])
+    texts = slots.subject_captions(tools.captioner, crops, [words.get(p.photo) for p in portraits.portraits], who=who)
     return CaptionSet(captions=tuple(Caption.model_validate(dict(portrait=p.digest, text=text, slots=named, source=source))
                                      for p, (text, named, source) in zip(portraits.portraits, texts, strict=True)))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from likeness.version import code_version
 
 if TYPE_CHECKING:
     from likeness.registry import Registry
+    from models.captions.captioner import Captioner
     from models.captions.slots import SlotReader
     from models.diffusion.bases import Base
     from models.faces.tools import FaceTools
@@ -126,11 +127,43 @@ class Tools:
 
     @cached_property
     def slots_digest(self) -> str:
-        """Digest of the captioner's network."""
+        """Digest of the network that reads slots."""
         from models.diffusion import bases
 
         files = bases.reference("maquette").files
         return digest.of_json({name: sha for name, sha in files.items() if name.startswith("clip/")})
+
+    @cached_property
+    def captions_folder(self) -> Path:
+        """Where the network of `backends.captions` lies, if it is not the maquette's; downloaded first if the settings say so."""
+        from models.captions import image_to_text
+
+        backends = self.settings.backends
+        return image_to_text.place(folder=backends.captions_folder, hub=backends.captions_hub, cache=self.settings.home / "captioners")
+
+    @cached_property
+    def captioner_params(self) -> dict[str, Any]:
+        """What of the captioner decides its captions: its name, its files, its own numbers."""
+        name = self.settings.backends.captions
+        if name == "slots":
+            from models.captions.slots import MIN_PROBABILITY
+
+            return {"captioner": name, "min_probability": MIN_PROBABILITY, "clip": self.slots_digest}
+        from models.captions.image_to_text import files_of
+
+        return {"captioner": name, "files": files_of(name, self.captions_folder)}
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        name = self.settings.backends.captions
+        if name == "slots":
+            return self.slots
+        from models.captions.image_to_text import ImageToText
+
+        loaded = ImageToText.load(name, self.captions_folder)
+        if loaded.files != self.captioner_params["files"]:
+            raise IntegrityError(f"the files of captioner {name!r} changed while this process ran: start it again")
+        return loaded
 
     @cached_property
     def bank(self) -> Bank:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from models.captions.captioner import Captioner, Said
 from models.maquette.vocabulary import SLOTS, compose, slot_prompt
 
 EDITABLE = tuple(name for name, slot in SLOTS.items() if not slot.identity)
@@ -31,6 +32,7 @@ class SlotReader:
 
     clip: CLIPModel
     texts: Mapping[str, Tensor]         # slot -> (values, D), normalised
+    wide: ClassVar[bool] = False        # it was taught on tight crops
 
     @staticmethod
     def load(folder: Path) -> SlotReader:
@@ -68,10 +70,13 @@ class SlotReader:
                 answer[name] = (values[i], p)
         return answers
 
-
     def sure(self, crops_NSSC: NDArray[np.uint8]) -> list[dict[str, str]]:
         """For each crop, the value of each slot of which CLIP is surer than MIN_PROBABILITY."""
         return [{name: value for name, (value, p) in answer.items() if p >= MIN_PROBABILITY} for answer in self.read(crops_NSSC)]
+
+    def captions(self, crops_NSSC: NDArray[np.uint8], *, who: str) -> list[Said]:
+        """For each crop, a caption of the slots of which CLIP is sure."""
+        return [(*caption(answer, who=who), "slots") for answer in self.read(crops_NSSC)]
 
 
 def caption(answer: Mapping[str, tuple[str, float]], *, who: str, min_probability: float = MIN_PROBABILITY) -> tuple[str, dict[str, str]]:
@@ -83,14 +88,9 @@ def caption(answer: Mapping[str, tuple[str, float]], *, who: str, min_probabilit
     return compose(attributes, who=who, keep=frozenset(named) | {"style"}), named
 
 
-def subject_captions(reader: SlotReader, crops_NSSC: NDArray[np.uint8], sidecars: Sequence[str | None], *, who: str) -> list[tuple[str, dict[str, str], str]]:
-    """(text, slots, source) for each crop; the words of a sidecar file win, with `who` put before them unless they name it."""
-    captions: list[tuple[str, dict[str, str], str]] = []
-    for answer, sidecar in zip(reader.read(crops_NSSC), sidecars, strict=True):
-        if sidecar:
-            words = " ".join(sidecar.split())
-            captions.append((words if who in words else f"a photo of {who}, {words}", {}, "sidecar"))
-        else:
-            text, slots = caption(answer, who=who)
-            captions.append((text, slots, "slots"))
-    return captions
+def subject_captions(captioner: Captioner, crops_NSSC: NDArray[np.uint8], sidecars: Sequence[str | None], *, who: str) -> list[Said]:
+    """A caption of each crop; the words of a sidecar file win, with `who` put before them unless they name it."""
+    own = [" ".join(sidecar.split()) if sidecar else "" for sidecar in sidecars]
+    unsaid = [i for i, words in enumerate(own) if not words]
+    said = iter(captioner.captions(crops_NSSC[unsaid], who=who) if unsaid else ())
+    return [(words if who in words else f"a photo of {who}, {words}", {}, "sidecar") if words else next(said) for words in own]

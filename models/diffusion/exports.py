@@ -29,15 +29,18 @@ def lora_file(tensors: Mapping[str, Tensor], recipe: Recipe, form: str, *, famil
     diffusers' files carry no alpha, so B is multiplied by alpha / rank there; kohya's carry it beside each layer.
 
     Raises:
-        RecipeError: the method trains no factors.
+        RecipeError: the method trains no factors, or its ranks depend on the timestep.
     """
     if not isinstance(recipe, LowRank):
         raise RecipeError(f"format {form!r} holds low-rank factors, a {recipe.method} adapter has none: {_fitting(recipe)}")
+    if recipe.min_rank is not None:
+        raise RecipeError(f"format {form!r} cannot say that ranks depend on the timestep, and with all of them at every timestep it would draw what nobody judged: draw with "
+                          "`likeness sample`, or train without recipe.min_rank")
     factors = {k: v for k, v in tensors.items() if not k.startswith(("vectors", PREFIX))}
     if form == "kohya":
         return save({name: v.contiguous() for k, v in sorted(factors.items()) for name, v in _kohya(k, v, recipe.alpha, family)})
     scale = recipe.alpha / recipe.rank
-    return save({_with_text_model(k): (v.float() * scale if ".lora_B." in k else v.float()).half() for k, v in sorted(factors.items())})
+    return save({with_text_model(k): (v.float() * scale if ".lora_B." in k else v.float()).half() for k, v in sorted(factors.items())})
 
 
 def embedding_file(tensors: Mapping[str, Tensor], recipe: Recipe, *, token: str) -> bytes:
@@ -79,19 +82,24 @@ def _fitting(recipe: Recipe) -> str:
     return f"choose {fits}"
 
 
-def _with_text_model(key: str) -> str:
+def with_text_model(key: str) -> str:
     """The name that other programs expect: with `text_model`, which transformers 5 has no more."""
     return key.replace("text_encoder.", "text_encoder.text_model.", 1) if key.startswith("text_encoder.") else key
 
 
-def _kohya(key: str, value: Tensor, alpha: float, family: Literal["sd15", "sdxl"]) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of a factor: `unet.a.b.lora_A.weight` is `lora_unet_a_b.lora_down.weight`, and alpha lies beside it."""
-    layer, factor, _ = _with_text_model(key).rsplit(".", 2)
-    part, _, path = layer.partition(".")
-    if family == "sdxl" and part == "unet":
+def kohya_layer(layer: str, family: Literal["sd15", "sdxl"], *, numbered: bool = True) -> str:
+    """A layer's name in kohya's files: `unet.a.b` is `lora_unet_a_b`; of SDXL with blocks that are counted through, unless `numbered` is off."""
+    part, _, path = with_text_model(layer).partition(".")
+    if family == "sdxl" and part == "unet" and numbered:
         path = _numbered_block(path)
     short = {"sd15": {"text_encoder": "te"}, "sdxl": {"text_encoder": "te1", "text_encoder_2": "te2"}}[family].get(part, part)
-    name = f"lora_{short}_{path.replace('.', '_')}"
+    return f"lora_{short}_{path.replace('.', '_')}"
+
+
+def _kohya(key: str, value: Tensor, alpha: float, family: Literal["sd15", "sdxl"]) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of a factor: `unet.a.b.lora_A.weight` is `lora_unet_a_b.lora_down.weight`, and alpha lies beside it."""
+    layer, factor, _ = key.rsplit(".", 2)
+    name = kohya_layer(layer, family)
     if factor == "lora_A":
         return [(f"{name}.alpha", torch.tensor(alpha)), (f"{name}.lora_down.weight", value.half())]
     return [(f"{name}.lora_up.weight", value.half())]
@@ -107,4 +115,5 @@ def _numbered_block(path: str) -> str:
 
     path = re.sub(level, numbered, path)
     path = path.replace("mid_block.attentions.0", "middle_block.1").replace("mid_block.resnets.0", "middle_block.0").replace("mid_block.resnets.1", "middle_block.2")
+    path = path.replace(".time_emb_proj", ".emb_layers.1").replace(".conv_shortcut", ".skip_connection")
     return path.replace(".conv1", ".in_layers.2").replace(".conv2", ".out_layers.3")

@@ -91,7 +91,7 @@ def adapted(base: Base, tensors: Mapping[str, Tensor], recipe: Recipe) -> Iterat
             stack.callback(weights.close)
             weights.shift(parts["delta"])
         if isinstance(recipe, TextualInversion | Pivotal):
-            stack.callback(put_words(base, parts["vectors"], recipe).close)
+            stack.callback(put_words(base, parts["vectors"], count=recipe.vectors).close)
         if isinstance(recipe, Lora | Pivotal):
             factors = Factors(base, recipe, seed=recipe.seed)
             stack.callback(factors.close)

@@ -64,17 +64,17 @@ class Words:
             setattr(self._base.pipe, name, tokenizer)
 
 
-def put_words(base: Base, tensors: Mapping[str, Tensor], recipe: NewWords) -> Words:
-    """An adapter's vectors in the base, until closed.
+def put_words(base: Base, tensors: Mapping[str, Tensor], *, count: int) -> Words:
+    """An adapter's vectors in the base, `count` for each text tower, until closed.
 
     Raises:
-        BadCheckpoint: if they are not those of this recipe on this base.
+        BadCheckpoint: if they are not so many, or not of this base.
     """
     word = next(iter(tensors)).partition(".")[2]
-    wanted = {f"vectors{end}.{word}": torch.empty(recipe.vectors, tower.config.hidden_size) for end, tower in zip(base.family.ends, base.towers.values(), strict=True)}
+    wanted = {f"vectors{end}.{word}": torch.empty(count, tower.config.hidden_size) for end, tower in zip(base.family.ends, base.towers.values(), strict=True)}
     must_fit(wanted, tensors)
     held = [tensors[name].to(base.device) for name in wanted]
-    return Words(base, word, [functools.partial(_itself, vectors) for vectors in held], count=recipe.vectors)
+    return Words(base, word, [functools.partial(_itself, vectors) for vectors in held], count=count)
 
 
 def _itself(vectors_KD: Tensor) -> Tensor:

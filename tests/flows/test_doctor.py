@@ -15,6 +15,7 @@ from likeness.errors import IntegrityError, RecipeError
 from likeness.settings import S3StoreSettings, load_settings
 from likeness.store import LocalStore
 from tasks.runtime import Tools
+from tests.models.captions import tiny
 from tests.s3_server import S3Server, refuse
 
 
@@ -70,6 +71,17 @@ def test_old_versions_are_told(s3: S3Server) -> None:
     assert "the bucket keeps old versions" in doctor._store(asked)
     s3.next("GET", refuse(403, "AccessDenied"))
     assert "s3:GetBucketVersioning" in doctor._old_versions(asked.bare_store)
+
+
+def test_the_captioner_is_loaded_and_asked(own_home: Path, tmp_path: Path) -> None:
+    asked = tools()
+    assert doctor._captions(asked).startswith("slots, the maquette's own CLIP, loads; of a grey wall it says: a ")
+    backends = asked.settings.backends.model_copy(update={"captions": "blip", "captions_folder": tiny.build(tmp_path / "blip", "blip")})
+    asked = Tools(asked.settings.model_copy(update={"backends": backends}))
+    assert doctor._captions(asked).startswith("blip, 6 files, loads; of a grey wall it says: a photo of nobody")
+    (tmp_path / "blip" / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match="holds no safetensors"):
+        doctor._captions(Tools(asked.settings))
 
 
 def test_a_store_that_refuses_is_told_with_the_cure(s3: S3Server) -> None:
