@@ -150,9 +150,11 @@ def _finish(tools: Tools, run: Run, verdict: Verdict, recipe: Recipe, release: R
                           following=following)
     digests = {name: run.refs[stage].digest for name, stage in
                (("intake", "ingest"), ("training_set", "assemble"), ("adapter", "train"), ("samples", "sample"), ("judgement", "judge")) if stage in run.refs}
+    curve: dict[str, Any] | None = None
     if "train" in run.refs:
         adapter = tools.open(run.refs["train"], run.subject, Adapter)
         digests |= {"recipe": adapter.recipe, "base": adapter.base, "weights": adapter.weights.sha256}
+        curve = adapter.curve.plain() if adapter.curve else None
     create_table_artifact(key="verdict", description=f"verdict: {verdict.kind}",
                           table=[{"reason": r.code, "message": r.message, "value": r.value, "needed": r.needed} for r in verdict.reasons])
     if len(ladder.attempts) > 1:
@@ -163,7 +165,7 @@ def _finish(tools: Tools, run: Run, verdict: Verdict, recipe: Recipe, release: R
                                                                "| stage | seconds |", "|---|---|", *(f"| {k} | {v} |" for k, v in run.seconds.items())]))
     return {"subject": run.subject, "verdict": verdict.kind, "reasons": [r.plain() for r in verdict.reasons], "scores": verdict.scores, "digests": digests,
             "release": None if release is None else {"model": release.model, "version": release.version}, "report": str(report.path),
-            "seconds": run.seconds, "executed": run.executed, "reused": run.reused, "attempts": ladder.as_json(), "next": following}
+            "seconds": run.seconds, "executed": run.executed, "reused": run.reused, "attempts": ladder.as_json(), "next": following, "choice": curve}
 
 
 def _show_intake(intake: Intake) -> None:

@@ -147,13 +147,13 @@ def _pivotal(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] 
         return None
     values = preset("pivotal", recipe.base)
     plain, objective = recipe.plain(), {**values.get("objective", {}), **recipe.plain()["objective"]}
-    keep: Iterable[str] = ("seed", "max_grad_norm", "decoder_steps", "decoder_learning_rate")
+    keep: Iterable[str] = ("seed", "max_grad_norm", "decoder_steps", "decoder_learning_rate", "choice")
     if isinstance(recipe, Lora):
         keep = [name for name in Lora.model_fields if name != "method"]
         share = values.get("inversion_share", Pivotal.model_fields["inversion_share"].default)
         plain["steps"] = min(MOST_STEPS, math.ceil(recipe.steps / (1 - share)))  # as many for the factors as they had, the vectors' come before them
     elif isinstance(recipe, TextualInversion):
-        keep = ("seed", "max_grad_norm", "vectors", "norm_slack", "vectors_learning_rate")      # its decoder was left alone on purpose
+        keep = ("seed", "max_grad_norm", "vectors", "norm_slack", "vectors_learning_rate", "choice")      # its decoder was left alone on purpose
         plain["vectors_learning_rate"] = recipe.learning_rate
     values |= {name: plain.get(name, getattr(recipe, name, None)) for name in keep} | {"objective": objective}
     return RECIPE.validate_python(values, strict=False), f"pivotal instead of {recipe.method}"

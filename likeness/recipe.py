@@ -51,6 +51,28 @@ class Objective(InversionObjective):
         return InversionObjective(min_snr=self.min_snr, background_weight=self.background_weight, noise_offset=self.noise_offset)
 
 
+class Choice(Record):
+    """Which checkpoint becomes the adapter: several are scored on a few pictures each, and the knee of the curve is taken (`likeness.choice`)."""
+
+    points: int = Field(0, ge=0, le=50, description="checkpoints that are scored, evenly spaced, the last step among them; 0: the last step it is, unscored")
+    first: float = Field(0.5, gt=0, le=1, description="share of the steps at which the first of them lies")
+    seeds: int = Field(1, ge=1, le=16, description="pictures of each prompt of the battery for one score, with seeds that the battery does not use")
+    denoising_steps: int = Field(10, ge=1, le=1000, description="of these pictures")
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        if not self.points and self != Choice.model_construct():
+            raise ValueError("first, seeds and denoising_steps are for a recipe with points")
+        return self
+
+    def at(self, steps: int) -> tuple[int, ...]:
+        """The steps, of so many, whose checkpoints are scored, each once; the last is `steps`. Empty where nothing is."""
+        if self.points < 2:
+            return (steps,) * self.points
+        shares = (self.first + (1 - self.first) * number / (self.points - 1) for number in range(self.points))
+        return tuple(sorted({max(1, round(steps * share)) for share in shares}))
+
+
 class Training(Record):
     """What every method is told."""
 
@@ -65,6 +87,7 @@ class Training(Record):
     decoder_steps: int = Field(0, ge=0, le=5000, exclude_if=lambda value: value == 0, description="steps in which the VAE's decoder learns the portraits, apart "
                                "from the method; 0 leaves it alone. For bases whose VAE is too coarse for a face, such as the maquette's")
     decoder_learning_rate: float = Field(DECODER_RATE, gt=0, le=0.1, exclude_if=lambda value: value == DECODER_RATE, description="of the decoder")
+    choice: Choice = Field(Choice(), exclude_if=lambda value: value.points == 0)
 
     @model_validator(mode="after")
     def _rate_of_something(self) -> Self:

@@ -187,6 +187,31 @@ class DevicePlan(Record):
     gradient_checkpointing: bool = False          # activations are computed twice instead of being kept
 
 
+class CurvePoint(Record):
+    """One checkpoint of a training, scored on a few pictures. None could not be measured."""
+
+    step: int = Field(ge=1)
+    identity: float | None = Field(ge=0, le=1)       # mean position of unstylised pictures between strangers (0) and the subject's own photos (1)
+    obedience: float | None = Field(ge=0, le=1)      # share of the details, asked for against the photos, that are seen
+    samples: int = Field(ge=0)                       # pictures that were drawn for it
+
+
+class Curve(Record):
+    """The checkpoints of a training that were scored, and which of them became the Adapter."""
+
+    points: tuple[CurvePoint, ...] = Field(min_length=1)
+    chosen: int                                      # its step
+    stopped: bool = False                            # the training was ended early: both scores had fallen twice
+    witnesses: tuple[Digest, ...] = ()               # the held-out Portraits that had a part in it
+
+    @model_validator(mode="after")
+    def _chosen_is_one_of_the_points(self) -> Self:
+        steps = [point.step for point in self.points]
+        if steps != sorted(set(steps)) or self.chosen not in steps:
+            raise ValueError(f"points in the order of their steps, and one of them chosen; {steps} with {self.chosen} chosen is not that")
+        return self
+
+
 class Adapter(Record):
     """Trained weights of one Subject: safetensors whose header names what it was trained from."""
 
@@ -195,8 +220,9 @@ class Adapter(Record):
     base: Digest
     weights: BlobRef
     losses: tuple[tuple[int, float], ...]         # (step, mean loss since the last report)
-    steps: int = Field(ge=0)
+    steps: int = Field(ge=0)                      # that the weights have learnt for
     device_plans: tuple[DevicePlan, ...] = Field((), exclude_if=lambda plans: plans == ())      # each that memory forced; without any, the digest is as ever
+    curve: Curve | None = Field(None, exclude_if=lambda curve: curve is None)      # where a checkpoint was chosen
 
 
 class BatteryPrompt(Record):

@@ -292,7 +292,10 @@ class _Projection:
         run_id, at = run.info.run_id, run.info.start_time      # metrics at the run's own start: written twice, they are stored once
         params = [Param(k, str(v)) for k, v in flatten(self.dossier.recipe.plain()).items()]
         params += [Param("subject", self.dossier.subject.id), Param("noun", self.dossier.subject.noun)]
-        metrics = [Metric("loss", value, at, step) for step, value in self.dossier.adapter.losses]
+        adapter = self.dossier.adapter
+        metrics = [Metric("loss", value, at, step) for step, value in adapter.losses]
+        metrics += [Metric(f"choice.{name}", value, at, point.step) for point in (adapter.curve.points if adapter.curve else ())
+                    for name, value in (("identity", point.identity), ("obedience", point.obedience)) if value is not None]
         metrics += [Metric(f"score.{k}", v, at, 0) for k, v in self.dossier.verdict.scores.items() if v is not None]
         metrics += [Metric(f"seconds.{k}", v, at, 0) for k, v in self.dossier.seconds.items()]
         tags = [RunTag(k, v) for k, v in self.tags.items()]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from likeness.records import (
     BaseRef,
     BaseScores,
     Caption,
+    Curve,
+    CurvePoint,
     Finding,
     Measurements,
     PhotoJudgement,
@@ -155,7 +158,7 @@ def render_report(view: ReportView) -> str:
     title, lead = HEADLINES[view.verdict.kind if view.verdict else None]
     return _template("report.html.j2").render(
         **_photos(view.photos, view.set_judgement), view=view, title=title, lead=lead, kind=view.verdict.kind if view.verdict else "none",
-        groups=_by_prompt(view), scale=_scale(view), shares=_shares(view), curve=_curve(view.adapter.losses if view.adapter else ()),
+        groups=_by_prompt(view), scale=_scale(view), shares=_shares(view), curve=_curve(view.adapter.losses if view.adapter else ()), choice=_choice(view.adapter.curve if view.adapter else None),
         timings=_timings(view), attempts=_attempts(view), recipe=list(flatten(view.recipe.plain()).items()) if view.recipe else [])
 
 
@@ -331,6 +334,20 @@ def _curve(losses: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
         mean += (value - mean) * min(1.0, 8 / len(values) + 0.1)
         smooth.append(mean)
     return {"raw": points(values), "smooth": points(smooth), "low": low, "high": high, "first": steps[0], "last": steps[-1], "final": values[-1]}
+
+
+def _choice(curve: Curve | None) -> dict[str, Any] | None:
+    """The scored checkpoints as points of a 100 x 100 box: likeness to the right, obedience up, both from 0 to 1; what has not both has no dot. None without any."""
+    if curve is None:
+        return None
+
+    def dot(point: CurvePoint) -> dict[str, Any]:
+        measured = point.identity is not None and point.obedience is not None
+        return {"point": point, "chosen": point.step == curve.chosen, "x": 100 * (point.identity or 0.0) if measured else None,
+                "y": 100 - 100 * (point.obedience or 0.0) if measured else None}
+    rows = [dot(point) for point in curve.points]
+    dots = [row for row in rows if row["x"] is not None]
+    return {"curve": curve, "rows": rows, "dots": dots, "lines": list(pairwise(dots))}
 
 
 def _timings(view: ReportView) -> list[dict[str, Any]]:

@@ -49,7 +49,10 @@ SOURCES: Mapping[StageName, tuple[str, ...]] = {
     "caption": ("tasks/preparing.py", "models/captions/slots.py", "models/maquette/vocabulary.py", "models/captions/editable.py", "models/captions/image_to_text.py"),
     "assemble": ("tasks/preparing.py",),
     "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/batches.py", "models/diffusion/checkpoint.py",
-              "models/diffusion/loop.py", "models/diffusion/objective.py", *METHODS),
+              "models/diffusion/loop.py", "models/diffusion/objective.py", *METHODS,
+              # where a checkpoint is chosen:
+              "likeness/choice.py", "likeness/gate.py", "models/quality/choice.py", "models/quality/measure.py", "models/diffusion/sampler.py", *FACES,
+              "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/sampler.py", *METHODS),
     "judge": ("tasks/judging.py", "models/quality/findings.py", "models/quality/measure.py", *FACES, "models/captions/slots.py",
               "models/maquette/vocabulary.py", "likeness/gate.py"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from prefect import task
@@ -17,6 +18,7 @@ from models.diffusion import checkpoint, methods
 from models.diffusion.batches import encode
 from models.diffusion.loop import Checkpoint
 from models.faces.portraits import SIDE_IOD
+from models.quality import choice, measure
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -26,7 +28,7 @@ from tasks.runtime import Outcome, Tools, runtime
 def train(subject: str, training_set: StageRef, recipe: Recipe) -> Outcome:
     """Train the subject's adapter, or go on from its last good checkpoint."""
     tools = runtime()
-    call = Call(stage="train", subject=subject, inputs=(training_set,), params={"recipe": recipe.plain(), "base": tools.base_ref.digest})
+    call = Call(stage="train", subject=subject, inputs=(training_set,), params={"recipe": recipe.plain(), "base": tools.base_ref.digest} | _choice(tools, recipe))
     return tools.once(call, lambda claim: _train(tools, call, tools.open(training_set, subject, TrainingSet), recipe, claim), Adapter)
 
 
@@ -49,7 +51,8 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
         progress(step, f"loss {loss:.3f}")
         claim.beat(f"step {step} of {total}")
 
-    result = methods.train(call.subject, base, inputs, recipe, resume=newest_checkpoint(store, folder, call.key), on_report=report,
+    score = scorer(tools, training_set, recipe, lambda done, of: claim.beat(f"scoring a checkpoint, picture {done} of {of}")) if recipe.choice.points else None
+    result = methods.train(call.subject, base, inputs, recipe, score=score, resume=newest_checkpoint(store, folder, call.key), on_report=report,
                            on_checkpoint=_keeper(store, folder, call.key))
     if result.error is not None:
         raise result.error
@@ -59,7 +62,28 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
     for key in list(store.list(folder + "/")):
         store.delete(key)          # the adapter is written: its checkpoints have served
     return Adapter(training_set=training_set.digest, recipe=recipe.digest, base=base.ref.digest, weights=weights, losses=result.losses, steps=result.steps,
-                   device_plans=result.device)
+                   device_plans=result.device, curve=None if result.curve is None else result.curve.model_copy(
+                       update={"witnesses": tuple(p.digest for p in choice.witnesses_for_choice(training_set.held_out))}))
+
+
+def _choice(tools: Tools, recipe: Recipe) -> dict[str, Any]:
+    """What a training reads beside its recipe where it chooses among checkpoints; nothing where it does not, so that its key is as ever."""
+    if not recipe.choice.points:
+        return {}
+    settings = tools.settings
+    return {"choice": {"prompts": [prompt.plain() for prompt in settings.battery.prompts], "guidance": settings.sampling.guidance, "batch": settings.sampling.batch,
+                       "backend": tools.faces.recogniser_name, "bank": tools.bank.digest, "slots": tools.slots_digest}}
+
+
+def scorer(tools: Tools, training_set: TrainingSet, recipe: Recipe, tell: Callable[[int, int], None] = lambda done, of: None) -> choice.Scorer:
+    """Who scores the checkpoints of this training."""
+    people = [p for p in (*training_set.portraits, *training_set.held_out) if p.framing == "tight"]
+    witnesses = choice.witnesses_for_choice(training_set.held_out)
+    references = measure.References(
+        witnesses=np.asarray([p.embedding for p in witnesses], np.float32), own=np.asarray([p.embedding for p in people], np.float32),
+        impostors=tools.bank.embeddings, training=np.zeros((0, measure.APPEARANCE_SIDE_PX, measure.APPEARANCE_SIDE_PX, 3), np.float32))
+    sheet = choice.Sheet.of(tools.settings.battery.prompts, training_set.captions, who=f"{training_set.trigger} {training_set.noun}", seeds=recipe.choice.seeds)
+    return choice.Scorer(tools.base, tools.faces, tools.slots, sheet, references, recipe.choice, tools.settings.sampling.guidance, tools.settings.sampling.batch, tell)
 
 
 def newest_checkpoint(store: Store, folder: str, training: str) -> Checkpoint | None:

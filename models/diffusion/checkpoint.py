@@ -12,16 +12,19 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from likeness.errors import BadCheckpoint
-from likeness.records import DevicePlan
+from likeness.records import CurvePoint, DevicePlan
 from models.diffusion.loop import Checkpoint
 
 
 def write(checkpoint: Checkpoint, *, training: str) -> bytes:
     """The checkpoint as bytes; `training` is the key of the stage it belongs to."""
     tensors = {f"tensor/{k}": v for k, v in checkpoint.tensors.items()} | {f"moment/{k}": v for k, v in checkpoint.moments.items()}
+    tensors |= {f"best/{k}": v for k, v in checkpoint.best.items()}
     header: dict[str, Any] = {"training": training, "step": checkpoint.step, "losses": checkpoint.losses, "pending": checkpoint.pending}
     if checkpoint.device:
         header["device"] = [plan.plain() for plan in checkpoint.device]
+    if checkpoint.points:
+        header["points"] = [point.plain() for point in checkpoint.points]
     body = save(tensors, {"likeness": json.dumps(header)})
     return hashlib.sha256(body).digest() + body      # a torn or flipped byte must not train on
 
@@ -41,6 +44,8 @@ def read(data: bytes, *, training: str) -> Checkpoint:
     tensors = load(body)
     return Checkpoint(step=header["step"], losses=[(s, v) for s, v in header["losses"]], pending=(header["pending"][0], header["pending"][1]),
                       device=tuple(DevicePlan.model_validate(plan) for plan in header.get("device", ())),
+                      points=tuple(CurvePoint.model_validate(point) for point in header.get("points", ())),
+                      best={k[5:]: v for k, v in tensors.items() if k.startswith("best/")},
                       tensors={k[7:]: v for k, v in tensors.items() if k.startswith("tensor/")},
                       moments={k[7:]: v for k, v in tensors.items() if k.startswith("moment/")})
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from likeness.errors import LikenessError, NonFiniteLoss, ResourceError, is_out_of_memory, translated
-from likeness.records import DevicePlan
+from likeness.records import Curve, CurvePoint, DevicePlan
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Checkpoint:
     losses: list[tuple[int, float]]         # (step, mean loss since the last report)
     pending: tuple[float, int] = (0.0, 0)   # sum and count of losses not yet reported
     device: tuple[DevicePlan, ...] = ()     # that memory has forced so far
+    # where a checkpoint is chosen, which the loop knows nothing of:
+    points: tuple[CurvePoint, ...] = ()     # those scored so far
+    best: dict[str, Tensor] = field(default_factory=dict)       # the best one's, as its file has them
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Job:
     build: Callable[[], Step]
     plan: Plan
     resume: Checkpoint | None = None
+    until: int | None = None                             # ends there, before the plan does, with its state; None: at the plan's last step
     recompute: Callable[[bool], None] | None = None      # switches gradient checkpointing; None: there is none
     on_report: Callable[[int, float], None] = lambda step, loss: None
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
@@ -103,6 +107,8 @@ class FitResult:
     steps: int = 0
     device: tuple[DevicePlan, ...] = ()
     error: LikenessError | None = None
+    state: Checkpoint | None = None           # of a job that had an `until`: what it goes on from
+    curve: Curve | None = None                # where a checkpoint was chosen
 
 
 def fit(jobs: Sequence[Job]) -> list[FitResult]:
@@ -138,7 +144,8 @@ def _train(job: Job, method: Step) -> FitResult:
     optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=False)
     at, losses, pending = _start(job, method, optimizer)
     device = job.resume.device if job.resume is not None else ()
-    while at < plan.steps:
+    last = plan.steps if job.until is None else job.until
+    while at < last:
         # -- loss and gradient
         loss = _gradient(job, method, at, device)
         if loss is None:
@@ -163,9 +170,10 @@ def _train(job: Job, method: Step) -> FitResult:
             losses.append((at, pending[0] / pending[1]))
             pending = (0.0, 0)
             job.on_report(at, losses[-1][1])
-        if at % plan.checkpoint_every == 0 and at < plan.steps:
+        if at % plan.checkpoint_every == 0 and at < last:
             job.on_checkpoint(Checkpoint(at, method.state(), _moments(optimizer), list(losses), pending, device))
-    return FitResult(job.name, method.export(), tuple(losses), at, device)
+    state = None if job.until is None else Checkpoint(at, method.state(), _moments(optimizer), list(losses), pending, device)
+    return FitResult(job.name, method.export(), tuple(losses), at, device, state=state)
 
 
 def _gradient(job: Job, method: Step, at: int, device: tuple[DevicePlan, ...]) -> Tensor | None:

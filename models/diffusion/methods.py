@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from likeness.errors import BadCheckpoint
+from likeness.choice import knee, stop_early
+from likeness.errors import BadCheckpoint, LikenessError, translated
 from likeness.recipe import DreamBooth, Lora, Pivotal, Recipe, TextualInversion
+from likeness.records import Curve, CurvePoint, DevicePlan
 from models.diffusion.bases import Base
 from models.diffusion.batches import TrainingInputs
 from models.diffusion.decoder import PARTS, PREFIX, DecoderStep, decoder_plan
@@ -41,19 +43,77 @@ def plan_of(recipe: Recipe) -> Plan:
     return Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm, checkpoint_every=recipe.checkpoint_every)
 
 
-def train(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, *, resume: Checkpoint | None = None,
+Score = Callable[[int], CurvePoint]       # of the checkpoint of a step, whose adapter is in place in the base meanwhile
+
+
+def train(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, *, score: Score | None = None, resume: Checkpoint | None = None,
           on_report: Callable[[int, float], None] = lambda step, loss: None, on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None) -> FitResult:
     """A whole training: the method's job, then the decoder's if the recipe has one. The result's losses are the method's, its tensors are of both.
 
+    Where the recipe chooses among checkpoints, `score` is asked for the worth of each; see `_chosen`.
+
     `on_report` is told (step, loss) of both, steps counted through; only the method's job writes checkpoints and resumes.
     """
+    if recipe.choice.points:
+        if score is None:
+            raise ValueError("a recipe with choice.points needs a score")
+        return _chosen(name, base, inputs, recipe, score, resume, on_report, on_checkpoint)
     [result] = fit([Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, recompute=base.recompute, on_report=on_report,
                         on_checkpoint=on_checkpoint)])
     if result.error is not None or not recipe.decoder_steps:
         return result
-    [decoder] = fit([Job(name, lambda: DecoderStep(base, inputs, recipe), decoder_plan(recipe), on_report=lambda step, loss: on_report(recipe.steps + step, loss))])
-    forced = tuple(plan.model_copy(update={"from_step": recipe.steps + plan.from_step}) for plan in decoder.device)
-    return replace(result, tensors=result.tensors | decoder.tensors, device=result.device + forced, error=decoder.error)
+    [decoder] = fit([_decoder(name, base, inputs, recipe, lambda step, loss: on_report(recipe.steps + step, loss))])
+    return replace(result, tensors=result.tensors | decoder.tensors, device=result.device + _after(recipe, decoder.device), error=decoder.error)
+
+
+def _chosen(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, score: Score, resume: Checkpoint | None,
+            on_report: Callable[[int, float], None], on_checkpoint: Callable[[Checkpoint], None]) -> FitResult:
+    """A training whose best checkpoint is the result, scored as it would be written, with the decoder that it will have.
+
+    The decoder comes first: it does not depend on the method, so it is the same as afterwards. Up to each point the method's job goes on from its own
+    state, as a resumed one does, so its bits are those of a training without points. A checkpoint carries the points so far and the best adapter, so a
+    training that goes on scores nothing twice; its decoder it tunes again, to the same end.
+    """
+    decoder = FitResult(name)
+    if recipe.decoder_steps:
+        [decoder] = fit([_decoder(name, base, inputs, recipe, on_report)])
+        if decoder.error is not None:
+            return decoder
+    points, best, state = (resume.points, resume.best, resume) if resume is not None else ((), {}, None)
+    part = FitResult(name, losses=tuple(state.losses), device=state.device) if state is not None else FitResult(name)
+    for at in recipe.choice.at(recipe.steps):
+        if points and at <= points[-1].step:
+            continue
+        if stop_early(points):
+            break
+        [part] = fit([Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=state, until=at, recompute=base.recompute,
+                          on_report=lambda step, loss: on_report(recipe.decoder_steps + step, loss),
+                          on_checkpoint=lambda c, points=points, best=best: on_checkpoint(replace(c, points=points, best=best)))])  # type: ignore[misc]
+        if part.error is not None or part.state is None:
+            return part
+        tensors = as_file(part.tensors | decoder.tensors)
+        try:
+            with translated(f"scoring step {at} of {name}"), adapted(base, tensors, recipe):
+                points = (*points, score(at))
+        except LikenessError as error:
+            return FitResult(name, error=error)
+        if knee(points).step == at:
+            best = tensors
+        state = replace(part.state, points=points, best=best)
+        if at < recipe.steps:
+            on_checkpoint(state)
+    chosen = knee(points).step
+    return FitResult(name, best, part.losses, chosen, part.device + _after(recipe, decoder.device),
+                     curve=Curve(points=points, chosen=chosen, stopped=points[-1].step < recipe.steps))
+
+
+def _decoder(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, on_report: Callable[[int, float], None]) -> Job:
+    return Job(name, lambda: DecoderStep(base, inputs, recipe), decoder_plan(recipe), on_report=on_report)
+
+
+def _after(recipe: Recipe, plans: tuple[DevicePlan, ...]) -> tuple[DevicePlan, ...]:
+    """What memory forced on the decoder, its steps counted after the method's."""
+    return tuple(plan.model_copy(update={"from_step": recipe.steps + plan.from_step}) for plan in plans)
 
 
 def as_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

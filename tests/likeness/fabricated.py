@@ -20,6 +20,7 @@ from likeness.records import (
     BaseRef,
     Caption,
     Consent,
+    Curve,
     FaceMeasures,
     Intake,
     Photo,
@@ -77,7 +78,7 @@ def publish(store: Store, call: Call, output: dict[str, Any]) -> Published:
 
 
 def build(store: Store, *, subject: str = "ada", recipe: Lora | None = None, photos: int = 3, weights: bytes = b"weights", policy: str = "d" * 64,
-          ) -> World:
+          curve: Curve | None = None) -> World:
     """Publish ingest to judge."""
     recipe = recipe or Lora()
     who, home = Subject(id=subject, noun="woman", consent=Consent(source="operator")), f"subjects/{subject}"
@@ -96,7 +97,7 @@ def build(store: Store, *, subject: str = "ada", recipe: Lora | None = None, pho
                                framing="tight", face=face, embedding=(0.1, 0.2)) for i, p in enumerate(pictures))
     captions = tuple(Caption(portrait=p.digest, text=f"a photo, number {i}", source="slots") for i, p in enumerate(portraits))
     training = TrainingSet(subject=who.digest, trigger="sks", noun="woman", portraits=portraits[:-1], captions=captions[:-1], held_out=portraits[-1:])
-    adapter = Adapter(training_set=training.digest, recipe=recipe.digest, base=BASE.digest, losses=((10, 0.5), (20, 0.25)), steps=20,
+    adapter = Adapter(training_set=training.digest, recipe=recipe.digest, base=BASE.digest, losses=((10, 0.5), (20, 0.25)), steps=20, curve=curve,
                       weights=put_blob(store, f"{home}/adapters", weights, media="application/vnd.safetensors"))
     sample = Sample(adapter=adapter.digest, prompt="a painting of sks woman", category="style", seed=7, image=blob("samples", "sample 0"))
     samples = SampleSet(adapter=adapter.digest, battery="e" * 64, samples=(sample,))

@@ -18,10 +18,13 @@ from likeness.errors import BadSettings, IntegrityError, RecipeError, ServerUnre
 from likeness.night import Night
 from likeness.night_registry import show_night
 from likeness.recipe import Lora
+from likeness.records import Curve, CurvePoint
 from likeness.registry import ALIAS, Registry
 from likeness.store import LocalStore, MemoryStore
 from likeness.version import code_version
 from tests.likeness.fabricated import BASE, World, build, register_once
+
+CURVE = Curve(points=(CurvePoint(step=10, identity=0.25, obedience=None, samples=8), CurvePoint(step=20, identity=0.5, obedience=0.75, samples=8)), chosen=20)
 
 
 class Died(BaseException):
@@ -50,7 +53,7 @@ def registry(uri: str, tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def world() -> World:
-    return build(MemoryStore())
+    return build(MemoryStore(), curve=CURVE)
 
 
 def versions(registry: Registry, name: str = "likeness.ada") -> list[int]:
@@ -102,6 +105,8 @@ def test_a_release_shows_everything_from_the_version_alone(registry: Registry, w
     assert run.data.metrics["score.identity"] == 0.8
     assert "score.copies" not in run.data.metrics
     assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")] == [(10, 0.5), (20, 0.25)]
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "choice.identity")] == [(10, 0.25), (20, 0.5)]
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "choice.obedience")] == [(20, 0.75)]
     files = {f.path for f in client.list_logged_model_artifacts(model.model_id)}
     assert files == {"adapter.safetensors", "recipe.json", "verdict.json", "base.json", "lineage.json", "report.html", "samples.png"}
     assert {f.path for f in client.list_artifacts(run.info.run_id)} == files - {"adapter.safetensors"}

@@ -21,6 +21,8 @@ from likeness.records import (
     BaseScores,
     Caption,
     Consent,
+    Curve,
+    CurvePoint,
     Finding,
     Measurements,
     PhotoJudgement,
@@ -235,6 +237,26 @@ def test_the_base_alone_stands_beside_what_the_adapter_reaches_and_is_left_out_w
     alone = read(render_report(view)).text
     assert "base alone" not in alone
     assert "Prompt details followed" in alone
+
+
+def test_the_choice_of_the_checkpoint_is_drawn_and_in_numbers() -> None:
+    view = whole_view()
+    assert view.adapter is not None
+    plain = render_report(view)
+    points = tuple(CurvePoint(step=s, identity=i, obedience=o, samples=8) for s, i, o in ((50, 0.25, 0.75), (100, 0.5, 0.625), (150, 0.4, None), (200, 0.75, 0.25)))
+    adapter = view.adapter.model_copy(update={"curve": Curve(points=points, chosen=100, stopped=True, witnesses=("a" * 64,))})
+    html = render_report(ReportView(**(vars(view) | {"adapter": adapter})))
+    reader = read(html)
+    drawn = [(a["cx"], a["cy"], a["class"]) for tag, a in reader.tags if tag == "circle" and str(a.get("cy")).endswith("%")]
+    assert drawn == [("25.00%", "25.00%", "dot stylised"), ("50.00%", "37.50%", "dot yes"), ("75.00%", "75.00%", "dot stylised")]
+    assert "step 100: likeness 50\u00a0%, obedience 62\u00a0%, chosen; step 200" in html
+    for expected in ("Choice of the checkpoint", "15040\u00a0%not measured", "ended early", "1 of the held-out portraits had a part"):
+        assert expected in reader.text, expected
+    assert "Choice of the checkpoint" not in plain
+    unmeasured = Curve(points=(CurvePoint(step=200, identity=None, obedience=None, samples=8),), chosen=200)
+    bare = render_report(ReportView(**(vars(view) | {"adapter": view.adapter.model_copy(update={"curve": unmeasured})})))
+    assert len(read(bare).tags) < len(reader.tags)
+    assert "ended early" not in bare
 
 
 def test_findings_are_drawn_where_they_are_and_say_whether_they_count() -> None:

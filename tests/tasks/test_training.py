@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from likeness.errors import RecipeError
-from likeness.recipe import METHODS, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion
+from likeness.recipe import METHODS, Choice, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion
 from likeness.records import Adapter, BatteryPrompt, Caption, Consent, Enrolment, FaceMeasures, Portrait, SampleSet, Subject, TrainingSet
 from likeness.settings import Battery, Sampling, load_settings
 from likeness.stages import Call
@@ -76,6 +76,54 @@ def test_every_method_goes_from_portraits_to_an_adapter_to_samples(tools: Tools,
     (drawn,) = tools.open(outcome.ref, "ada", SampleSet).samples
     assert drawn.prompt == "a photo of a zqaa woman"
     assert pictures.get(tools.store, drawn.image).shape == (128, 128, 3)
+
+
+def test_a_chosen_checkpoint_is_in_the_record_with_the_witness_that_chose(tools: Tools, training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real recogniser and slot reader. A worker that dies with its first checkpoint written goes on to the same record."""
+    portraits = tuple(p.model_copy(update={"embedding": (0.1 * i,) * 128}) for i, p in enumerate(training_set.portraits))
+    held_out = tuple(p.model_copy(update={"photo": c * 64, "embedding": (0.05,) * 128}) for p, c in zip(portraits, "ab", strict=True))
+    chooses = training_set.model_copy(update={"portraits": portraits, "held_out": held_out})
+    recipe = Lora(steps=3, batch=1, rank=2, targets=("attention",), checkpoint_every=9, objective=Objective(prior_weight=0.0),
+                  choice=Choice(points=2, first=0.5, denoising_steps=1))
+
+    class Died(BaseException):
+        pass
+
+    honest = training._keeper
+
+    def dying(*args: object) -> object:
+        keep = honest(*args)  # type: ignore[arg-type]
+
+        def kept(state: object) -> None:
+            keep(state)  # type: ignore[arg-type]
+            raise Died
+        return kept
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_keeper", dying)
+        with pytest.raises(Died):
+            trained(tools, chooses, recipe)
+    resumed = trained(tools, chooses, recipe)
+    assert resumed.curve is not None
+    assert [(p.step, p.samples) for p in resumed.curve.points] == [(2, 1), (3, 1)]
+    assert all(p.identity is not None and p.obedience is None for p in resumed.curve.points)      # the battery of one plain prompt asks for nothing
+    assert resumed.curve.witnesses == (held_out[0].digest,)
+    assert resumed.steps == resumed.curve.chosen
+    again = Tools(tools.settings.model_copy(update={"home": tools.settings.home / "other"}))
+    again.enrol(tools.standing("ada"))
+    again.__dict__.update(base=tools.base, faces=tools.faces, slots=tools.slots, bank=tools.bank)
+    for p in training_set.portraits:
+        for ref in (p.crop, p.mask):
+            again.store.put_if_absent(ref.key, tools.store.get(ref.key) or b"")
+    assert trained(again, chooses, recipe) == resumed
+
+
+def test_what_chooses_is_part_of_the_key_and_nothing_is_where_nobody_chooses(tools: Tools) -> None:
+    assert training._choice(tools, Lora()) == {}
+    found = training._choice(tools, Lora(choice=Choice(points=2)))["choice"]
+    assert found["backend"] == tools.faces.recogniser_name
+    assert (found["bank"], found["slots"]) == (tools.bank.digest, tools.slots_digest)
+    assert [prompt["template"] for prompt in found["prompts"]] == ["a photo of a {who}"]
 
 
 def test_methods_are_all_tried() -> None:
