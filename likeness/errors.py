@@ -128,6 +128,16 @@ class ServerUnreachable(TransientError):
     code = "server_unreachable"
 
 
+def error_of(code: str, message: str) -> LikenessError:
+    """An error of the class that has this code; a plain LikenessError if none has."""
+    classes = [LikenessError]
+    for known in classes:
+        if known.code == code:
+            return known(message)
+        classes += known.__subclasses__()
+    return LikenessError(message)
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Map foreign exceptions raised inside to one of the five branches.
