@@ -261,6 +261,8 @@ class PrefectPools:
         except httpx.HTTPError as e:
             log.warning("the Prefect server does not say how a batch fares (%s)", type(e).__name__)
             return None
+        except ObjectNotFound:
+            return Ended(False, "deleted")                   # by `forget` of one of its subjects: the others are sent again
         state = found.state
         if state is None or not state.is_final():
             self._crashed.pop(run, None)

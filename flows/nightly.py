@@ -16,15 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import Flow, Task, flow
+from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from flows.batches import Batches, PrefectPools
 from flows.personalize import advance, personalize
-from flows.turns import NOT_ASKED, Due, last_known, next_turns, take_turns, turn
+from flows.turns import NOT_ASKED, Due, count_from_elsewhere, last_known, next_turns, take_turns, turn
 from likeness.errors import LikenessError, SubjectForgotten, translated
 from likeness.intake.sources import open_source
 from likeness.night import Night, Outcome, asked_of, check_night, enrolled, last_outcome, note_night, priority, summary, why_not_due
@@ -82,7 +81,7 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
                 left[why].append(subject)
     due.sort(key=lambda item: (priority(item[1]), item[0]))
     ends = None if deadline_s is None else began + deadline_s
-    _count_from_elsewhere(personalize, advance)
+    count_from_elsewhere(personalize, advance)
     workers: Batches | None = None
     if on_workers:
         workers = Batches(tools, night, tonight, PrefectPools(), lambda subject: advance(subject))
@@ -103,16 +102,6 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
             "failed": [{"subject": s, "ours": o.ours, "failures": o.failures, "reasons": [r.plain() for r in o.reasons]} for s, o in sorted(tonight.items())
                        if o.kind == "failed"],
             **{why: sorted(who) for why, who in left.items()}}
-
-
-def _count_from_elsewhere(*subflows: Flow[..., Any]) -> None:
-    """Prefect finds the subflows of an earlier start of this run by their number, and would give one subject's turn the record of another's: a later start
-    counts on from a number that no earlier one reached.
-    """
-    context = FlowRunContext.get()
-    if context is not None and (starts := context.flow_run.run_count if context.flow_run else 0) > 1:
-        for each in subflows:
-            context.task_run_dynamic_keys[Task(name=each.name, fn=each.fn, version=each.version).task_key] = starts * 1_000_000
 
 
 def _show(tools: Tools, numbers: Night) -> Path | None:
