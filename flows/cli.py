@@ -25,7 +25,7 @@ Attempts = Annotated[int | None, typer.Option("--attempts", help="How many train
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
 app.add_typer(cli_nights.subjects)
 app.command()(cli_nights.nightly)
-for command in (cli_operating.deploy, cli_operating.up, cli_operating.status, cli_operating.down, cli_operating.recover):
+for command in (cli_operating.deploy, cli_operating.up, cli_operating.status, cli_operating.down, cli_operating.recover, cli_operating.prune):
     app.command()(command)
 EXIT = {"accepted": 0, "needs_photos": 2, "retry": 3, "rejected": 3}
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import Config, Json, enrolment_of, print_json, watching
+from flows.terminal import Config, Json, enrolment_of, prefect_address, print_json, watching
 from likeness.errors import InputError, LikenessError
 from likeness.intake.sources import STORE_SCHEME
 from likeness.night import check_night
@@ -26,14 +26,18 @@ subjects = typer.Typer(name="subject", no_args_is_help=True, help="Who is person
 def nightly(night: Annotated[str | None, typer.Option("--id", help="Id of the night; the same id again joins it. Default: today's date, UTC.")] = None,
             limit: Annotated[int | None, typer.Option(min=1, help="Subjects at most; the others are deferred.")] = None,
             hours: Annotated[float | None, typer.Option(min=0, help="After so many hours no further subject is begun.")] = None,
+            on_workers: Annotated[bool, typer.Option("--on-workers", help="Send batches to the workers of the Prefect server at PREFECT_API_URL, as a scheduled "
+                                                     "night does; what they have made is judged and registered here.")] = False,
             as_json: Json = False, config: Config = None) -> None:
     """Personalise everybody who is due: new, changed, or failed last time. Exit 0 unless too many failed for reasons that are not theirs. Run it again after a crash."""
     if night is not None:
         check_night(night)                                       # before anything is started
+    if on_workers:
+        prefect_address()
     with watching(load_settings(config)):
         from flows.nightly import nightly as personalize_all
 
-        report = personalize_all(night, limit, None if hours is None else hours * 3600)
+        report = personalize_all(night, limit, None if hours is None else hours * 3600, on_workers)
     if as_json:
         print_json(report)
     else:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def deploy(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be made or changed.")] = False,
            as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the deployments as a prefect.yaml and ask no server.")] = False,
            as_json: Json = False, config: Config = None) -> None:
-    """Make or update work pools, deployments and the nightly schedule on the Prefect server at PREFECT_API_URL. Run it again after a change of settings."""
+    """Make or update work pools, deployments, the nightly schedule and the automations for runs that die on the Prefect server at PREFECT_API_URL. Run it again after a change of settings."""
     settings = load_settings(config)
     address = None if as_yaml else prefect_address()
     keep_to_home(settings.home)
@@ -59,7 +59,7 @@ def _deployed(address: str, settings: Settings, *, dry_run: bool = False) -> lis
 
 
 def up(as_json: Json = False, config: Config = None) -> None:
-    """Start a Prefect server, an MLflow server and a worker on this machine, on loopback, and deploy to them. What runs already is left alone."""
+    """Start a Prefect server, an MLflow server and a worker for each pool on this machine, on loopback, and deploy to them. What runs already is left alone."""
     from flows import services
 
     settings = load_settings(config)
@@ -117,20 +117,24 @@ def down(as_json: Json = False, config: Config = None) -> None:
         typer.echo("nothing to stop: `likeness up` started nothing in this home")
 
 
-def recover(yes: Annotated[bool, typer.Option("--yes", help="Declare runs whose worker is gone as crashed; without it they are only listed.")] = False,
+def recover(yes: Annotated[bool, typer.Option("--yes", help="Declare runs whose worker is gone as crashed, and abort uploads to a bucket that were begun more than a day "
+                                                 "ago; without it both are only listed.")] = False,
             as_json: Json = False, config: Config = None) -> None:
-    """What a crash left behind: runs that hold a slot of a pool though their worker is gone, and claims, which the next run takes over by itself."""
+    """What a crash left behind: runs that hold a slot of a pool though their worker is gone, uploads to a bucket, and claims, which the next run takes over by itself."""
     from flows import services
+    from flows.recovering import unfinished_uploads
     from likeness.once import held_claims
     from tasks.runtime import Tools
 
     settings = load_settings(config)
     keep_to_home(settings.home)
-    claims = held_claims(Tools(settings).store)
+    tools = Tools(settings)
+    claims, uploads = held_claims(tools.store), unfinished_uploads(tools, abort=yes)
     address = os.environ.get("PREFECT_API_URL") or (services.prefect_api(settings) if services.started_prefect(settings) else None)
     lost, declared = _lost(address, settings, yes) if address is not None else ([], [])
     if as_json:
-        print_json({"server": address, "runs": [r.as_json() for r in lost], "declared_crashed": [str(r.id) for r in declared], "claims": [asdict(c) for c in claims]})
+        print_json({"server": address, "runs": [r.as_json() for r in lost], "declared_crashed": [str(r.id) for r in declared], "claims": [asdict(c) for c in claims],
+                    "uploads": [{"key": u.key, "since": u.since.isoformat(), "aborted": yes} for u in uploads]})
         return
     for run in lost:
         words = "declared crashed" if run in declared else "it ended by itself meanwhile" if yes else "holds a slot: add --yes to declare it crashed"
@@ -139,9 +143,12 @@ def recover(yes: Annotated[bool, typer.Option("--yes", help="Declare runs whose 
     for claim in claims:
         Console().print(f"claim {claim.stage} of {claim.subject}: attempt {claim.attempt}, {claim.progress or 'no progress'}; {told[claim.lives]}", markup=False,
                         highlight=False, soft_wrap=True)
+    for upload in uploads:
+        Console().print(f"upload of {upload.key}: begun {upload.since:%Y-%m-%d %H:%M} and not finished; {'aborted' if yes else 'add --yes to abort it'}", markup=False,
+                        highlight=False, soft_wrap=True)
     if address is None:
         typer.echo("no Prefect server was asked: PREFECT_API_URL is not set, and `likeness up` started none here")
-    elif not lost and not claims:
+    elif not lost and not claims and not uploads:
         typer.echo("nothing was left behind")
 
 
@@ -151,10 +158,30 @@ def _lost(address: str, settings: Settings, yes: bool) -> tuple[list[LostRun], l
 
     async def look() -> tuple[list[LostRun], list[LostRun]]:
         async with connected(address) as client:
-            lost = await lost_runs(client, (settings.deploy.cpu_pool, settings.deploy.gpu_pool))
+            lost = await lost_runs(client, (settings.deploy.control_pool, settings.deploy.cpu_pool, settings.deploy.gpu_pool))
             return lost, await declare_crashed(client, lost) if yes else []
 
     return asyncio.run(look())
+
+
+def prune(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False, as_json: Json = False, config: Config = None) -> None:
+    """Delete what attempts left that no Release was made of, checkpoints that nobody goes on from, and old reports, as [retention] says. Run it daily."""
+    from flows.pruning import prune_all
+    from tasks.runtime import Tools
+
+    found = prune_all(Tools(load_settings(config)), dry_run=dry_run)
+    if as_json:
+        print_json(found)
+    else:
+        for pruned in found["subjects"]:
+            if pruned["busy"]:
+                Console().print(f"{pruned['subject']}: somebody is making a stage of theirs; left alone", markup=False, highlight=False, soft_wrap=True)
+        total = {what: sum(p[what] for p in found["subjects"]) for what in ("records", "blobs", "checkpoints", "waiting")}
+        typer.echo(f"{'would delete' if dry_run else 'deleted'}: records {total['records']}, adapters and samples {total['blobs']}, checkpoints {total['checkpoints']}, "
+                   f"reports {found['reports']}; unneeded and not for long enough: {total['waiting']}")
+        for failure in found["failed"]:
+            Console().print(f"{failure['subject']}: {failure['message']}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if found["failed"] else 0)
 
 
 def _show_services(found: Sequence[Seen]) -> None:
@@ -171,6 +198,6 @@ def _show_services(found: Sequence[Seen]) -> None:
 def _in_words(difference: dict[str, Any]) -> str:
     if difference["action"] == "create":
         return f"create {difference['what']}"
-    if difference["field"] == "parameters":
-        return f"change {difference['what']}: its parameters"
+    if difference["field"] in ("parameters", "trigger", "actions"):
+        return f"change {difference['what']}: its {difference['field']}"
     return f"change {difference['what']}: {difference['field']} from {json.dumps(difference['from'])} to {json.dumps(difference['to'])}"

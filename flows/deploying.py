@@ -23,6 +23,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
+from flows.automations import AutomationPlan, automation_facts, automations_of, make_automation
 from likeness.errors import BadSettings, ServerUnreachable
 from likeness.settings import Settings
 
@@ -61,6 +62,7 @@ class DeploymentPlan:
     pool: str
     description: str
     schema: dict[str, Any]              # of the flow's parameters, JSON Schema
+    values: dict[str, Any]              # of those that are not left to whoever starts it
     cron: str | None = None
     timezone: str | None = None
 
@@ -77,7 +79,7 @@ class DeploymentPlan:
     def facts(self) -> dict[str, Any]:
         """What is compared with the server's."""
         return {"entrypoint": self.entrypoint, "pool": self.pool, "description": self.description, "tags": TAGS, "cron": self.cron, "timezone": self.timezone,
-                "parameters": self.schema}
+                "values": self.values, "parameters": self.schema}
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Plan:
 
     pools: tuple[PoolPlan, ...]
     deployments: tuple[DeploymentPlan, ...]
+    automations: tuple[AutomationPlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,22 @@ def plan_of(settings: Settings) -> Plan:
         raise BadSettings(f"settings:\n  schedule.cron: found {schedule.cron!r}, which no clock reads; needed are minute, hour, day of month, month and day of "
                           "week within their limits, for example '0 2 * * *'") from e
     return Plan(
-        pools=(PoolPlan(deploy.cpu_pool, deploy.cpu_slots, "Likeness: workers without a GPU"),
+        pools=(PoolPlan(deploy.control_pool, deploy.control_slots, "Likeness: workers that orchestrate, judge and register"),
+               PoolPlan(deploy.cpu_pool, deploy.cpu_slots, "Likeness: workers without a GPU"),
                PoolPlan(deploy.gpu_pool, deploy.gpu_slots, "Likeness: workers with a GPU, one slot for each")),
-        deployments=(_deployment("nightly", deploy.training_pool, "Personalise everybody who is due", cron=schedule.cron, timezone=schedule.timezone),
-                     _deployment("personalize", deploy.training_pool, "Personalise one enrolled subject")))
+        deployments=(_deployment("nightly", deploy.control_pool, "Personalise everybody who is due", values={"on_workers": True}, cron=schedule.cron,
+                                 timezone=schedule.timezone),
+                     _deployment("personalize", deploy.control_pool, "Personalise one enrolled subject", values={"on_workers": True}),
+                     _deployment("preparing", deploy.cpu_pool, "Photos to training sets, for a batch of subjects"),
+                     _deployment("training", deploy.training_pool, "Training sets to adapters and samples, for a batch of subjects")),
+        automations=automations_of(TAGS[0], silent_after_s=deploy.silent_after_s, most_starts=deploy.most_starts))
 
 
-def _deployment(name: str, pool: str, description: str, *, cron: str | None = None, timezone: str | None = None) -> DeploymentPlan:
+def _deployment(name: str, pool: str, description: str, *, values: dict[str, Any] | None = None, cron: str | None = None,
+                timezone: str | None = None) -> DeploymentPlan:
     flow = getattr(import_module(f"flows.{name}"), name)
     # By module path: the file form would put flows/ first on the path of imports
-    return DeploymentPlan(name, f"flows.{name}.{name}", pool, description, flow.parameters.model_dump(mode="json"), cron, timezone)
+    return DeploymentPlan(name, f"flows.{name}.{name}", pool, description, flow.parameters.model_dump(mode="json"), values or {}, cron, timezone)
 
 
 def as_prefect_yaml(plan: Plan) -> str:
@@ -136,6 +145,8 @@ def as_prefect_yaml(plan: Plan) -> str:
     deployments = []
     for d in plan.deployments:
         entry: dict[str, Any] = {"name": NAME, "description": d.description, "tags": [*TAGS], "entrypoint": d.entrypoint, "work_pool": {"name": d.pool}}
+        if d.values:
+            entry["parameters"] = d.values
         if d.cron is not None:
             entry["schedules"] = [{"cron": d.cron, "timezone": d.timezone, "slug": SLUG}]
         deployments.append(entry)
@@ -174,10 +185,12 @@ async def differences(client: PrefectClient, plan: Plan) -> list[Difference]:
         found += _compared(pool, await _pool_facts(client, pool.name))
     for deployment in plan.deployments:
         found += _compared(deployment, await _deployment_facts(client, deployment.full_name))
+    for automation in plan.automations:
+        found += _compared(automation, await automation_facts(client, automation.name))
     return found
 
 
-def _compared(wanted: PoolPlan | DeploymentPlan, there: dict[str, Any] | None) -> list[Difference]:
+def _compared(wanted: PoolPlan | DeploymentPlan | AutomationPlan, there: dict[str, Any] | None) -> list[Difference]:
     if there is None:
         return [Difference(wanted.label, None)]
     return [Difference(wanted.label, name, there[name], value) for name, value in wanted.facts().items() if there[name] != value]
@@ -199,7 +212,8 @@ async def _deployment_facts(client: PrefectClient, full_name: str) -> dict[str, 
     schedule = _own(there.schedules)
     cron = schedule.schedule if schedule is not None and isinstance(schedule.schedule, CronSchedule) else None
     return {"entrypoint": there.entrypoint, "pool": there.work_pool_name, "description": there.description, "tags": there.tags,
-            "cron": None if cron is None else cron.cron, "timezone": None if cron is None else cron.timezone, "parameters": there.parameter_openapi_schema}
+            "cron": None if cron is None else cron.cron, "timezone": None if cron is None else cron.timezone, "values": there.parameters or {},
+            "parameters": there.parameter_openapi_schema}
 
 
 def _own(schedules: Sequence[DeploymentSchedule]) -> DeploymentSchedule | None:
@@ -216,6 +230,9 @@ async def apply(client: PrefectClient, plan: Plan) -> list[Difference]:
     for deployment in plan.deployments:
         if deployment.label in different:
             await _make_deployment(client, deployment)
+    for automation in plan.automations:
+        if automation.label in different:
+            await make_automation(client, automation)
     return found
 
 
@@ -240,11 +257,11 @@ async def _make_deployment(client: PrefectClient, plan: DeploymentPlan) -> None:
     except ObjectNotFound:
         flow_id = await client.create_flow_from_name(plan.flow)
         made = await client.create_deployment(flow_id, NAME, entrypoint=plan.entrypoint, work_pool_name=plan.pool, description=plan.description, tags=TAGS,
-                                              parameter_openapi_schema=plan.schema, enforce_parameter_schema=False)
+                                              parameters=plan.values, parameter_openapi_schema=plan.schema, enforce_parameter_schema=False)
         await _make_schedule(client, made, plan, None)
         return
     await client.update_deployment(there.id, DeploymentUpdate(entrypoint=plan.entrypoint, work_pool_name=plan.pool, description=plan.description, tags=TAGS,
-                                                              parameter_openapi_schema=plan.schema))
+                                                              parameters=plan.values, parameter_openapi_schema=plan.schema))
     await _make_schedule(client, there.id, plan, _own(there.schedules))
 
 

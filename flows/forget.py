@@ -140,7 +140,7 @@ def _erase_from_prefect(database: Path, subject: str) -> None:
             tables = {name: [c[1] for c in db.execute(f'PRAGMA table_info("{name}")')]
                       for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
             if {"flow_run", "task_run", "artifact"} <= tables.keys():
-                runs = [row[0] for row in db.execute("SELECT id FROM flow_run WHERE json_extract(parameters, '$.subject') = ?", (subject,))]
+                runs = [row[0] for row in db.execute("SELECT DISTINCT r.id FROM flow_run r, json_tree(r.parameters) p WHERE p.atom = ?", (subject,))]
                 words = [*runs, *_named(db, "task_run", runs), *_named(db, "artifact", runs)]
                 with db:
                     for name, columns in tables.items():

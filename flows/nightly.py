@@ -1,20 +1,17 @@
-"""nightly: every due subject through `personalize`, one after the other in this process, so that the base is loaded once.
+"""nightly: everybody who is due to a verdict, in this process one after the other, or with workers, in batches.
 
     enrolments -> due? -> personalize -> outcome, and at the end the numbers of the night
 
 A night has an id, and a second start joins it: whoever had their turn is not due any more, and stages are shared through the Store. One subject's
-failure never ends the night. The flow's parameter is the night's id, nothing personal.
+failure never ends the night. The flow's parameters are the night's id and numbers, nothing personal.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,21 +21,19 @@ from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
-from flows.personalize import personalize
-from likeness.errors import InputError, LikenessError, SubjectForgotten, TransientError, translated
+from flows.batches import Batches, PrefectPools
+from flows.personalize import advance, personalize
+from flows.turns import NOT_ASKED, Due, count_from_elsewhere, last_known, next_turns, take_turns, turn
+from likeness.errors import LikenessError, SubjectForgotten, translated
 from likeness.intake.sources import open_source
-from likeness.night import Night, Outcome, asked_of, check_night, enrolled, last_outcome, note_night, note_outcome, priority, summary, why_not_due
+from likeness.night import Night, Outcome, asked_of, check_night, enrolled, last_outcome, note_night, priority, summary, why_not_due
 from likeness.night_registry import show_night
-from likeness.once import held_claims
-from likeness.records import Reason
 from likeness.report import render_night
 from likeness.version import code_version
 from tasks.ingesting import source_digest
 from tasks.runtime import Tools, runtime
 
 log = logging.getLogger(__name__)
-
-NOT_ASKED = "0" * 64            # of a turn that ended before its photos could be read
 
 
 def _tonight() -> str:
@@ -52,13 +47,14 @@ def _name_of_run() -> str:
 
 
 @flow(name="nightly", flow_run_name=_name_of_run, persist_result=False, validate_parameters=False)
-def nightly(night: str | None = None, limit: int | None = None, deadline_s: float | None = None) -> dict[str, Any]:
+def nightly(night: str | None = None, limit: int | None = None, deadline_s: float | None = None, on_workers: bool = False) -> dict[str, Any]:
     """Personalise everybody who is due.
 
     Args:
         night: id of the night; the same id again joins it. None: the date (UTC) for which the run was scheduled.
         limit: subjects at most; the others are deferred.
         deadline_s: after so many seconds no further subject is begun; the others are deferred.
+        on_workers: send batches to the pools that prepare and train; what they have made is judged and registered here. False: everything here.
 
     Returns:
         The document of `likeness nightly --json` (docs/night.md).
@@ -71,10 +67,10 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
     began, policy = time.monotonic(), tools.settings.night
     tonight: dict[str, Outcome] = {}
     left: dict[str, list[str]] = {"unchanged": [], "paused": [], "set_aside": [], "deferred": []}
-    due: list[tuple[str, Outcome | None, str]] = []
+    due: list[Due] = []
     settings = _what_counts(tools)
     for subject in enrolled(tools.store):
-        with _turn(tools, subject, night, tonight):
+        with turn(tools, subject, night, tonight):
             last = last_outcome(tools.store, subject)
             why, asked = _why_not(tools, subject, last, settings)
             if why is None:
@@ -85,67 +81,27 @@ def nightly(night: str | None = None, limit: int | None = None, deadline_s: floa
                 left[why].append(subject)
     due.sort(key=lambda item: (priority(item[1]), item[0]))
     ends = None if deadline_s is None else began + deadline_s
-    left["deferred"] = _take_turns(tools, night, due, tonight, lambda subject: personalize(subject), limit=limit, ends=ends)
+    count_from_elsewhere(personalize, advance)
+    workers: Batches | None = None
+    if on_workers:
+        workers = Batches(tools, night, tonight, PrefectPools(), lambda subject: advance(subject))
+        workers.run(next_turns(tools, night, due, tonight, left["deferred"], limit=limit, ends=ends))
+    else:
+        left["deferred"] = take_turns(tools, night, due, tonight, lambda subject: personalize(subject), limit=limit, ends=ends)
     tools.watch("night", len(due), max(1, len(due)), "")
     numbers = summary(night, tonight, others={why: len(who) for why, who in left.items()}, max_failed_share=policy.max_failed_share,
-                      took_s=round(time.monotonic() - began, 3))
+                      took_s=round(time.monotonic() - began, 3), on_workers=workers.seconds if workers else {}, busy_s=workers.busy_s if workers else {})
     note_night(tools.store, numbers)
     page = _show(tools, numbers)
     create_table_artifact(key="night", description=f"night {night}: {'ok' if numbers.ok else 'too many failed'}",
                           table=[{"outcome": name, "subjects": count} for name, count in numbers.counts.items()])
-    return {"night": night, "ok": numbers.ok, "page": None if page is None else str(page), "counts": dict(numbers.counts), "seconds": dict(numbers.seconds),
+    return {"night": night, "ok": numbers.ok, "page": None if page is None else str(page), "counts": dict(numbers.counts), "seconds": dict(numbers.seconds), "busy_s": dict(numbers.busy_s),
             "accepted": [{"subject": s, "version": o.version} for s, o in sorted(tonight.items()) if o.kind == "accepted"],
             "refused": [{"subject": s, "verdict": o.kind, "reasons": [r.plain() for r in o.reasons]} for s, o in sorted(tonight.items())
                         if o.kind not in ("accepted", "failed")],
             "failed": [{"subject": s, "ours": o.ours, "failures": o.failures, "reasons": [r.plain() for r in o.reasons]} for s, o in sorted(tonight.items())
                        if o.kind == "failed"],
             **{why: sorted(who) for why, who in left.items()}}
-
-
-def _take_turns(tools: Tools, night: str, due: Sequence[tuple[str, Outcome | None, str]], tonight: dict[str, Outcome], run: Callable[[str], Mapping[str, Any]], *,
-                limit: int | None, ends: float | None) -> list[str]:
-    """One turn for each who is due, unless another start of this night had it meanwhile; who is being made elsewhere right now comes last.
-
-    Args:
-        tools: store and watcher.
-        night: id of the night.
-        due: subject, last outcome and what is asked, in order.
-        tonight: outcomes by subject, added to.
-        run: personalises one subject; returns the document of `likeness run --json`.
-        limit: turns at most.
-        ends: monotonic time after which no turn is begun.
-
-    Returns:
-        Who was deferred.
-    """
-    queue, postponed, deferred, turns = deque(due), set[str](), list[str](), 0
-    while queue:
-        subject, last, asked = queue.popleft()
-        with _turn(tools, subject, night, tonight, asked):
-            now = last_outcome(tools.store, subject)
-            if now is not None and now != last and (now.night, now.asked) == (night, asked):
-                tonight[subject] = now
-                continue
-            if (limit is not None and turns >= limit) or (ends is not None and time.monotonic() >= ends):
-                deferred.append(subject)
-                continue
-            if subject not in postponed and _busy(tools, subject):
-                postponed.add(subject)
-                queue.append((subject, last, asked))
-                continue
-            tools.watch("night", len(due) - len(queue) - 1, len(due), subject)
-            turns += 1
-            tonight[subject] = _answer(run(subject), night, asked)
-            note_outcome(tools.store, subject, tonight[subject])
-    return deferred
-
-
-def _busy(tools: Tools, subject: str) -> bool:
-    """Whether somebody is making a stage of them, as far as can be told: it decides an order, no more, for stages have their claims."""
-    try:
-        return any(claim.lives is not False for claim in held_claims(tools.store, subject))
-    except LikenessError:
-        return False
 
 
 def _show(tools: Tools, numbers: Night) -> Path | None:
@@ -176,7 +132,7 @@ def due_now(tools: Tools) -> tuple[list[str], dict[str, list[str]]]:
     subjects = enrolled(tools.store)
     settings = _what_counts(tools) if subjects else {}
     for subject in subjects:
-        last = _last(tools, subject)
+        last = last_known(tools, subject)
         try:
             why, _ = _why_not(tools, subject, last, settings)
         except SubjectForgotten:
@@ -204,44 +160,3 @@ def _what_counts(tools: Tools) -> dict[str, Any]:
     plain = tools.settings.model_dump(mode="json")
     names = ("recipe", "ladder", "max_attempts", "battery", "gate", "intake", "backends", "sampling")
     return {name: plain[name] for name in names} | {"base": tools.base_ref.digest}
-
-
-def _answer(result: Mapping[str, Any], night: str, asked: str) -> Outcome:
-    release = result["release"]
-    return Outcome(night=night, asked=asked, kind=result["verdict"], reasons=tuple(Reason.read(json.dumps(r)) for r in result["reasons"]),
-                   version=None if release is None else release["version"], seconds=result["seconds"])
-
-
-@contextmanager
-def _turn(tools: Tools, subject: str, night: str, tonight: dict[str, Outcome], asked: str = NOT_ASKED) -> Iterator[None]:
-    """One subject's turn: whatever goes wrong in it is noted as theirs alone, and the night goes on. Of a forgotten subject nothing is said."""
-    try:
-        try:
-            yield
-        except SubjectForgotten:
-            raise
-        except Exception as e:
-            if not isinstance(e, LikenessError):
-                log.exception("night %s: an unexpected error in one subject's turn", night)
-            tonight[subject] = _failed(e, night, asked=asked, last=_last(tools, subject))
-            note_outcome(tools.store, subject, tonight[subject])
-    except SubjectForgotten:
-        tonight.pop(subject, None)
-    except LikenessError as e:                                   # the store does not even take the note: the report still says it
-        log.error("night %s: an outcome could not be noted (%s)", night, e.code)
-
-
-def _last(tools: Tools, subject: str) -> Outcome | None:
-    try:
-        return last_outcome(tools.store, subject)
-    except (ValidationError, TransientError):                    # unreadable, or out of reach: counting begins anew
-        return None
-
-
-def _failed(error: Exception, night: str, *, asked: str, last: Outcome | None) -> Outcome:
-    """Input errors are the subject's; everything else is ours."""
-    theirs = isinstance(error, InputError)
-    code, message = (error.code, error.message) if isinstance(error, LikenessError) else ("unexpected", f"{type(error).__name__}: the log says more")
-    again = last is not None and last.asked == asked and last.kind == "failed" and last.night != night
-    failures = 1 if last is None or last.asked != asked or last.kind != "failed" else last.failures + again
-    return Outcome(night=night, asked=asked, kind="failed", reasons=(Reason(code=code, message=message),), ours=not theirs, failures=failures)

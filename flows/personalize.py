@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import flow
+from prefect import Task, flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 
+from flows.batches import one_on_workers
 from likeness.ladder import Attempt, Step, best, next_step
 from likeness.recipe import Recipe
 from likeness.records import Adapter, Intake, Reason, Release, Verdict
@@ -25,12 +26,13 @@ from tasks.judging import Judgement, judge_samples
 from tasks.preparing import assemble_training_set, caption_portraits, crop_portraits
 from tasks.registering import register_release
 from tasks.reporting import write_report
-from tasks.runtime import Outcome, Tools, runtime
+from tasks.runtime import NotMade, Outcome, Tools, only_looking, runtime
 from tasks.sampling import sample_battery
 from tasks.training import train
 
 FIRST = "the recipe of the settings"
 REPEATED = ("train", "sample", "judge")        # the stages of one attempt
+TRAINED = ("train", "sample")                   # those of them that a worker with a GPU makes
 
 
 @dataclass
@@ -41,7 +43,9 @@ class Run:
     """
 
     subject: str
+    on_workers: bool = False        # stages that workers make are only looked for here
     attempt: int = 1
+    recipe: Recipe | None = None    # of that attempt
     refs: dict[str, StageRef] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
@@ -59,6 +63,17 @@ class Run:
             update_progress_artifact(artifact_id=self.progress, progress=100 * len(self.refs) / len(STAGES), description=f"{name} done")
         return outcome.ref
 
+    def make(self, stage: Task[..., Outcome], *given: Any) -> StageRef:
+        """Carry out a stage that workers may make, and note it.
+
+        Raises:
+            NotMade: with `on_workers`, if it is not published.
+        """
+        if not self.on_workers:
+            return self.took(stage(*given))
+        with only_looking():
+            return self.took(stage.fn(*given))
+
     def own_seconds(self, attempt: int) -> dict[str, float]:
         """Durations of what one attempt is made of, under the stages' own names."""
         return {stage: self.seconds[name] for stage in STAGES
@@ -66,24 +81,55 @@ class Run:
 
 
 @flow(name="personalize", flow_run_name="personalize {subject}", persist_result=False, validate_parameters=False)
-def personalize(subject: str) -> dict[str, Any]:
-    """Personalise one enrolled subject. The only parameter is the subject's opaque id: parameters stay in Prefect's database.
+def personalize(subject: str, on_workers: bool = False) -> dict[str, Any]:
+    """Personalise one enrolled subject: here, or with workers who prepare and train. Parameters stay in Prefect's database, so they hold an opaque id.
 
     Returns:
         The document of `likeness run --json` (docs/reference.md).
     """
-    tools = runtime()
-    run = Run(subject, progress=create_progress_artifact(progress=0.0, key="stages", description="started"))
-    intake_ref = run.took(ingest_photos(subject))
-    intake = tools.open(intake_ref, subject, Intake)
-    _show_intake(intake)
+    if on_workers:
+        return one_on_workers(runtime(), subject, lambda who: advance(who))
+    return _personalized(runtime(), Run(subject, progress=create_progress_artifact(progress=0.0, key="stages", description="started")))
+
+
+@flow(name="advance", flow_run_name="advance {subject}", persist_result=False, validate_parameters=False)
+def advance(subject: str) -> dict[str, Any]:
+    """`personalize` as far as it goes where workers prepare and train: what they have published is judged and registered here.
+
+    Returns:
+        The document of `personalize`, or what workers must make before the next call:
+        `{"subject","needs":{"flow","stage","attempts","error","training_set","recipe"}}`, `error` the code with which the last of the stage's attempts gave up.
+    """
+    run = Run(subject, on_workers=True)
+    try:
+        return _personalized(runtime(), run)
+    except NotMade as missing:
+        training = missing.stage in TRAINED
+        return {"subject": subject, "needs": {
+            "flow": "training" if training else "preparing", "stage": missing.stage, "attempts": missing.found.attempts, "error": missing.found.error,
+            "training_set": run.refs["assemble"].model_dump() if training else None, "recipe": run.recipe.plain() if training and run.recipe else None}}
+
+
+def prepare(tools: Tools, run: Run) -> Intake:
+    """From the photos to a TrainingSet, whose reference is then in `run.refs`; not if the photos will not do."""
+    intake_ref = run.make(ingest_photos, run.subject)
+    intake = tools.open(intake_ref, run.subject, Intake)
+    if not run.on_workers:
+        _show_intake(intake)
+    if intake.set.verdict == "ok":
+        portraits = run.make(crop_portraits, run.subject, intake_ref)
+        captions = run.make(caption_portraits, run.subject, intake_ref, portraits, tools.standing(run.subject).subject.noun)
+        run.make(assemble_training_set, run.subject, portraits, captions)
+    return intake
+
+
+def _personalized(tools: Tools, run: Run) -> dict[str, Any]:
+    subject = run.subject
+    intake = prepare(tools, run)
     if intake.set.verdict != "ok":
         return _finish(tools, run, Verdict(kind="needs_photos", reasons=(Reason(code=intake.set.reason or "unusable_photos", message=intake.set.message),),
                                            scores={}, measured=intake.digest, policy=tools.settings.intake.digest), tools.settings.recipe, None)
-    noun = tools.standing(subject).subject.noun
-    portraits = run.took(crop_portraits(subject, intake_ref))
-    captions = run.took(caption_portraits(subject, intake_ref, portraits, noun))
-    training_set = run.took(assemble_training_set(subject, portraits, captions))
+    training_set = run.refs["assemble"]
     attempts: list[Attempt] = []
     made: list[dict[str, StageRef]] = []          # the references of each attempt
     step = Step(tools.settings.recipe, FIRST)
@@ -107,8 +153,9 @@ def personalize(subject: str) -> dict[str, Any]:
 
 
 def _attempt(tools: Tools, run: Run, training_set: StageRef, recipe: Recipe) -> Verdict:
-    adapter = run.took(train(run.subject, training_set, recipe))
-    samples = run.took(sample_battery(run.subject, training_set, adapter, recipe))
+    run.recipe = recipe
+    adapter = run.make(train, run.subject, training_set, recipe)
+    samples = run.make(sample_battery, run.subject, training_set, adapter, recipe)
     return tools.open(run.took(judge_samples(run.subject, training_set, samples)), run.subject, Judgement).verdict
 
 

@@ -1,4 +1,4 @@
-"""recover: runs that Prefect believes to be under way and whose worker is gone, and claims that a dead process left.
+"""recover: runs that Prefect believes to be under way and whose worker is gone, claims that a dead process left, and uploads in parts that it did not finish.
 
 A run of a dead worker keeps the slot of its pool for ever, so that no night begins after it: it is declared crashed. A claim needs nothing: whoever comes
 next takes it over, at once on the machine of the dead process, after its TTL elsewhere. So claims are shown and left alone.
@@ -6,9 +6,9 @@ next takes it over, at once on the machine of the dead process, after its TTL el
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
@@ -27,10 +27,16 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Crashed
 
 from flows.deploying import NAME
+from likeness.settings import S3StoreSettings
+
+if TYPE_CHECKING:
+    from likeness.s3 import Upload
+    from tasks.runtime import Tools
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]        # the states that hold a slot
 WORKER = "prefect.worker.name"                                                  # the label by which Prefect notes who took a run
 PAGE = 200
+UPLOAD_S = 86_400.0             # an upload in parts takes minutes; one that was begun a day ago is nobody's any more
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,20 @@ async def declare_crashed(client: PrefectClient, lost: Iterable[LostRun]) -> lis
             await client.set_flow_run_state(run.id, Crashed(message=f"worker {run.worker} is gone: declared by `likeness recover`"), force=True)
             declared.append(run)
     return declared
+
+
+def unfinished_uploads(tools: Tools, *, abort: bool = False) -> Sequence[Upload]:
+    """What writers that were killed left in the bucket, none if the store is a folder; with `abort` it is deleted."""
+    if not isinstance(tools.settings.store, S3StoreSettings):
+        return []
+    from likeness.s3 import S3Store  # boto3 takes its time to load
+
+    store = tools.bare_store
+    assert isinstance(store, S3Store)
+    found = store.unfinished(older_than_s=UPLOAD_S)
+    for upload in found if abort else ():
+        store.abort(upload)
+    return found
 
 
 async def _under_way(client: PrefectClient, pool: str) -> list[Any]:

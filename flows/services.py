@@ -87,7 +87,7 @@ def servers(settings: Settings) -> list[Wanted]:
 
 def workers(settings: Settings) -> list[Wanted]:
     """One for each pool that a deployment uses."""
-    return [_worker(settings, pool) for pool in dict.fromkeys([settings.deploy.training_pool])]
+    return [_worker(settings, pool) for pool in settings.deploy.pools]
 
 
 def _worker(settings: Settings, pool: str) -> Wanted:
@@ -191,7 +191,7 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
     home = settings.home
     given = {"LIKENESS_HOME": str(home), "PREFECT_API_URL": prefect_api(settings)} | ({} if config is None else {"LIKENESS_CONFIG": str(config.resolve())})
     # WARNING: at INFO Prefect writes the names of runs, which hold subjects, into the log of every worker
-    kept = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    kept = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     return kept | dict(os.environ) | given
 

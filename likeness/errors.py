@@ -133,6 +133,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in ("out of memory", "can't allocate memory"))
 
 
+def error_of(code: str, message: str) -> LikenessError:
+    """An error of the class that has this code; a plain LikenessError if none has."""
+    classes = [LikenessError]
+    for known in classes:
+        if known.code == code:
+            return known(message)
+        classes += known.__subclasses__()
+    return LikenessError(message)
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Map foreign exceptions raised inside to one of the five branches.

@@ -159,6 +159,20 @@ def audit(store: Store, *, photo: str | None = None, base: str | None = None, co
     return [touched[name] for name in sorted(touched)]
 
 
+def attempts(store: Store, subject: str) -> tuple[dict[str, frozenset[str]], set[str]]:
+    """Every published record of train, sample and judge by its key in the store, with the keys of the blobs that it names; and which of them Releases were made of."""
+    shelf = _Shelf(store, subject)
+    made_of = {key for published in shelf.all("register") for key in shelf.ancestry(published)}
+    every = {shelf.path(p.stage, p.key): p for stage in ("train", "sample", "judge") for p in shelf.all(stage)}
+    return {path: frozenset(b.key for b in blobs(p.output)) for path, p in every.items()}, {path for path, p in every.items() if p.key in made_of}
+
+
+def notes_of(store: Store, record: str) -> list[str]:
+    """Keys of the notes of `note_code` beside a stage's record, by that record's key in the store."""
+    _, subject, _, stage, name = record.split("/")
+    return list(store.list(f"subjects/{subject}/code/{stage}/{name.removesuffix('.json')}/"))
+
+
 def check_subject(subject: str) -> str:
     """`subject`, if it is a subject's id; raises InputError otherwise."""
     try:

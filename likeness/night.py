@@ -47,6 +47,7 @@ class Night(Record):
     ok: bool
     reasons: Mapping[str, int] = Field(default_factory=dict)          # why not, by code: subjects of which it was said
     took_s: float | None = None             # of the last start of this night
+    busy_s: Mapping[str, float] = Field(default_factory=dict)         # of the last start: how long workers were at each flow
 
 
 def check_night(name: str) -> str:
@@ -115,7 +116,8 @@ def asked_of(enrolment: Enrolment, *, photos: str, settings: Mapping[str, Any]) 
     return digest.of_json({"subject": enrolment.subject.plain(), "photos": photos, "settings": settings})
 
 
-def summary(night: str, tonight: Mapping[str, Outcome], *, others: Mapping[str, int], max_failed_share: float, took_s: float | None = None) -> Night:
+def summary(night: str, tonight: Mapping[str, Outcome], *, others: Mapping[str, int], max_failed_share: float, took_s: float | None = None,
+            on_workers: Mapping[str, float] | None = None, busy_s: Mapping[str, float] | None = None) -> Night:
     """Numbers of a night. It failed if more than a share of those that were tried failed for reasons of ours.
 
     Args:
@@ -124,13 +126,15 @@ def summary(night: str, tonight: Mapping[str, Outcome], *, others: Mapping[str, 
         others: how many were left alone, by reason.
         max_failed_share: 0..1.
         took_s: how long it took.
+        on_workers: seconds by stage that workers took, added to those of the outcomes.
+        busy_s: how long workers were at each flow.
     """
     kinds = [o.kind for o in tonight.values()]
     counts = {kind: kinds.count(kind) for kind in ("accepted", "retry", "needs_photos", "rejected", "failed")} | dict(others)
     ours = sum(o.kind == "failed" and o.ours for o in tonight.values())
     codes = [code for o in tonight.values() if o.kind != "accepted" for code in sorted({reason.code for reason in o.reasons})]
-    return Night(night=night, counts=counts, seconds=_added(o.seconds for o in tonight.values()), ok=ours <= max_failed_share * len(tonight),
-                 reasons={code: codes.count(code) for code in sorted(set(codes))}, took_s=took_s)
+    return Night(night=night, counts=counts, seconds=_added([*(o.seconds for o in tonight.values()), on_workers or {}]), ok=ours <= max_failed_share * len(tonight),
+                 reasons={code: codes.count(code) for code in sorted(set(codes))}, took_s=took_s, busy_s=busy_s or {})
 
 
 def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

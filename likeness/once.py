@@ -185,6 +185,29 @@ def once(store: Store, call: Call, make: Callable[[Claim], R], *, output: type[R
 
 
 @dataclass(frozen=True)
+class Absent:
+    """Nothing is published: how often that was tried, and the code of the error with which the last attempt gave up; None if nobody did, or somebody is at it."""
+
+    attempts: int
+    error: str | None
+
+
+def find(store: Store, call: Call, *, output: type[R]) -> Done[R] | Absent:
+    """What `once` would find, without making or claiming anything.
+
+    Raises:
+        IntegrityError: as `once`.
+    """
+    found = store.get(call.path)
+    state = None if found is None else _load(found, call.path)
+    if isinstance(state, Published):
+        return _done(state, call, output, executed=False)
+    if isinstance(state, Open):
+        return Absent(state.attempts, state.error)
+    return Absent(0 if state is None else state.attempt, None)
+
+
+@dataclass(frozen=True)
 class HeldClaim:
     """A claim as it lies in the Store. `lives`: whether its process does; None if that cannot be told from here, then only its TTL can."""
 

@@ -19,9 +19,11 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import boto3
@@ -42,6 +44,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 _FAULTS = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError)     # HTTPError: broken TLS within a body passes through botocore as it is
 _MARK = "write"                      # x-amz-meta-write: which call wrote this object
 _CONFLICTS = 5                       # uploads in parts that meet another writer must begin anew: so often
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts that was begun and not ended; its parts are bytes that no listing of objects shows."""
+
+    key: str
+    id: str
+    since: datetime                      # of the server
 
 
 class S3Store:
@@ -126,6 +137,31 @@ class S3Store:
         found = self._ask("asking whether the bucket keeps old versions", self._until(),
                           lambda: self._client.get_bucket_versioning(Bucket=self.settings.bucket))
         return "Status" in found             # Enabled, or Suspended: then older versions may still be there
+
+    def unfinished(self, *, older_than_s: float) -> Sequence[Upload]:
+        """Uploads in parts that were begun so long ago by the server's own clock and neither completed nor aborted: their writers were killed, most likely.
+
+        Raises:
+            RecipeError: if asking is not allowed (s3:ListBucketMultipartUploads); otherwise as `get`.
+        """
+        found = []
+        more: dict[str, str] = {}
+        while True:
+            page = self._ask("listing unfinished uploads", self._until(), lambda: self._client.list_multipart_uploads(
+                Bucket=self.settings.bucket, Prefix=self.settings.prefix, MaxUploads=self._page_keys, **more))         # noqa: B023  (called at once)
+            now = _clock(page)
+            for upload in page.get("Uploads", ()):
+                key = upload["Key"].removeprefix(self.settings.prefix)
+                if upload["Key"].startswith(self.settings.prefix) and is_key(key) and (now - upload["Initiated"]).total_seconds() >= older_than_s:
+                    found.append(Upload(key, upload["UploadId"], upload["Initiated"]))
+            if not page.get("IsTruncated"):
+                return found
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort(self, upload: Upload) -> None:
+        """Delete the parts of an unfinished upload; one that is gone is fine. Should its writer live, it is told so by the server and begins anew."""
+        self._ask(f"aborting an upload of {upload.key}", self._until(), lambda: self._client.abort_multipart_upload(**self._at(upload.key), UploadId=upload.id),
+                  answers=("NoSuchUpload",), otherwise=None)
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.settings.bucket, "Key": self.settings.prefix + key}
@@ -245,6 +281,15 @@ class _Fault:
 
 def _pause(longest_s: float) -> None:
     time.sleep(random.uniform(0, longest_s))          # jitter over the whole length: many workers that were refused at once come back spread out
+
+
+def _clock(answer: Mapping[str, Any]) -> datetime:
+    """The server's, as its answer states it; this machine's if it does not."""
+    try:
+        stated = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+    return stated if stated.tzinfo else stated.replace(tzinfo=UTC)
 
 
 def _checksum(data: bytes) -> dict[str, str]:

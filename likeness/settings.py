@@ -226,28 +226,54 @@ class NightPolicy(Section):
     """When a night gives up: on one subject, and on itself."""
 
     set_aside_after: int = Field(3, ge=1, le=100, description="nights in a row that may fail on the same photos and settings; then the subject waits for new ones")
+    batch: int = Field(16, ge=1, le=256, description="subjects that a worker trains in one flow run, the base loaded once")
+    batch_wait_s: float = Field(43_200.0, gt=0, le=604_800, description="how long a batch on a worker is waited for, its place in the queue included; then it is cancelled")
     max_failed_share: float = Field(0.2, ge=0, le=1, description="share of the subjects tried that may fail for reasons of ours before the night counts as failed")
 
 
 class Deploy(Section):
-    """What `likeness deploy` makes on a Prefect server: two work pools of type `process`, and which of them the flows run on."""
+    """What `likeness deploy` makes on a Prefect server: three work pools of type `process`, and which of them trains."""
 
+    control_pool: str = Field("control", pattern=POOL, description="work pool of workers that orchestrate, judge and register: who waits there takes no slot from those who work")
+    control_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers")
     cpu_pool: str = Field("cpu", pattern=POOL, description="work pool of workers without a GPU")
     cpu_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers")
     gpu_pool: str = Field("gpu", pattern=POOL, description="work pool of workers with one")
     gpu_slots: int = Field(1, ge=1, le=1000, description="flow runs of that pool at once, over all its workers: one for each GPU")
-    trains_on: Literal["cpu", "gpu"] = Field("gpu", description="the pool on which `nightly` and `personalize` run")
+    trains_on: Literal["cpu", "gpu"] = Field("gpu", description="the pool on which `training` runs")
+
+    silent_after_s: float = Field(120.0, ge=60, le=86_400, description="a flow run of a worker that sends no heartbeat for so long is taken for dead; living ones send one every 30 s")
+    most_starts: int = Field(3, ge=2, le=100, description="a flow run that crashes is started again until it was started so often")
 
     @model_validator(mode="after")
-    def _two_pools(self) -> Self:
-        if self.cpu_pool == self.gpu_pool:
-            raise ValueError(f"two names, because each pool has its own limit; cpu_pool and gpu_pool are both {self.cpu_pool!r}")
+    def _three_pools(self) -> Self:
+        names = (self.control_pool, self.cpu_pool, self.gpu_pool)
+        if len(set(names)) < len(names):
+            raise ValueError(f"three names, because each pool has its own limit; control_pool, cpu_pool and gpu_pool are {', '.join(map(repr, names))}")
         return self
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pools that flows run on."""
+        return tuple(dict.fromkeys((self.control_pool, self.cpu_pool, self.training_pool)))
 
     @property
     def training_pool(self) -> str:
         """Name of the pool that trains."""
         return self.gpu_pool if self.trains_on == "gpu" else self.cpu_pool
+
+    @property
+    def training_slots(self) -> int:
+        """Its slots."""
+        return self.gpu_slots if self.trains_on == "gpu" else self.cpu_slots
+
+
+class Retention(Section):
+    """What `likeness prune` deletes. What a Release was made of stays as long as the subject does."""
+
+    attempts_days: int = Field(30, ge=0, le=36_500, description="attempts that no Release was made of (their records, adapters, samples) and checkpoints that nobody goes on "
+                               "from are deleted when they were seen unneeded so many days ago")
+    reports_days: int = Field(90, ge=0, le=36_500, description="HTML reports of subjects below home are deleted when they were written so many days ago")
 
 
 class Up(Section):
@@ -277,6 +303,7 @@ class Settings(Section):
     schedule: Schedule = Schedule()
     night: NightPolicy = NightPolicy()
     deploy: Deploy = Deploy()
+    retention: Retention = Retention()
     up: Up = Up()
     sampling: Sampling = Sampling()
 

@@ -6,7 +6,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +22,10 @@ from likeness import digest
 from likeness.erasure import Fenced, check_not_forgotten
 from likeness.errors import ConsentMissing, InputError, IntegrityError, RecipeError
 from likeness.lineage import note_base, note_code
-from likeness.once import Claim, once
+from likeness.once import Absent, Claim, find, once
 from likeness.records import BaseRef, BaseScores, Enrolment, Record
 from likeness.settings import LocalStoreSettings, Settings, load_settings
-from likeness.stages import Call, Published, StageRef
+from likeness.stages import Call, Published, StageName, StageRef
 from likeness.store import LocalStore, Store
 from likeness.version import code_version
 
@@ -51,6 +53,27 @@ class Outcome:
     ref: StageRef
     executed: bool
     seconds: float
+
+
+class NotMade(Exception):
+    """While stages are only looked for: this one is not published."""
+
+    def __init__(self, stage: StageName, found: Absent) -> None:
+        super().__init__(f"{stage} is not published")
+        self.stage, self.found = stage, found
+
+
+_LOOKING: ContextVar[bool] = ContextVar("looking", default=False)
+
+
+@contextmanager
+def only_looking() -> Iterator[None]:
+    """In this context stages are looked for and never made: what is not published raises NotMade."""
+    token = _LOOKING.set(True)
+    try:
+        yield
+    finally:
+        _LOOKING.reset(token)
 
 
 @dataclass
@@ -202,9 +225,18 @@ class Tools:
         return Registry(address, registry.artifact_root or own)
 
     def once(self, call: Call, make: Callable[[Claim], R], output: type[R]) -> Outcome:
-        """The published output of `call`, made now if it is not there; refuses subjects without standing."""
+        """The published output of `call`, made now if it is not there; refuses subjects without standing.
+
+        Raises:
+            NotMade: within `only_looking`, if it is not there.
+        """
         self.standing(call.subject)
         began = time.monotonic()
+        if _LOOKING.get():
+            there = find(self.store, call, output=output)
+            if isinstance(there, Absent):
+                raise NotMade(call.stage, there)
+            return Outcome(there.ref, False, time.monotonic() - began)
 
         def noted(claim: Claim) -> R:
             note_code(self.store, call, code_version())        # which code made it: beside the record, whose key it must not change

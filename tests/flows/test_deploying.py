@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 from uuid import UUID
@@ -25,12 +26,24 @@ from likeness.settings import load_settings
 Ask = Callable[[Callable[[PrefectClient], Awaitable[Any]]], Any]
 
 
+@contextmanager
+def _undone(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        patch.undo()
+
+
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Ask]:
     """Runs a coroutine with a client of a Prefect server in this process, its database the session's own."""
+    from prefect.client import base
     from prefect.server.api.server import create_app
 
-    with asyncio.Runner() as runner:
+    patient = pytest.MonkeyPatch()          # Prefect waits 30 s for its own server, a busy machine takes longer
+    start = base.LifespanManager
+    patient.setattr(base, "LifespanManager", lambda app, **_: start(app, startup_timeout=300, shutdown_timeout=60))
+    with asyncio.Runner() as runner, _undone(patient):
         client = PrefectClient(create_app(ephemeral=True))
         runner.run(client.__aenter__())
         try:
@@ -40,16 +53,19 @@ def ask() -> Iterator[Ask]:
 
 
 def plan(**changed: object) -> Plan:
-    return plan_of(load_settings(overrides={"deploy.cpu_pool": "test-cpu", "deploy.gpu_pool": "test-gpu", **changed}))
+    return plan_of(load_settings(overrides={"deploy.control_pool": "test-control", "deploy.cpu_pool": "test-cpu", "deploy.gpu_pool": "test-gpu", **changed}))
 
 
 def test_deploy_makes_everything_once_and_changes_only_what_differs(ask: Ask) -> None:
     planned = ask(lambda c: differences(c, plan()))
-    assert [d.as_json()["action"] for d in planned] == ["create"] * 4
+    assert [d.as_json()["action"] for d in planned] == ["create"] * 9
     assert ask(lambda c: apply(c, plan())) == planned
     assert ask(lambda c: differences(c, plan())) == []
     nightly = ask(lambda c: c.read_deployment_by_name("nightly/likeness"))
-    assert (nightly.entrypoint, nightly.work_pool_name) == ("flows.nightly.nightly", "test-gpu")
+    assert (nightly.entrypoint, nightly.work_pool_name) == ("flows.nightly.nightly", "test-control")
+    assert nightly.parameters == {"on_workers": True}
+    training = ask(lambda c: c.read_deployment_by_name("training/likeness"))
+    assert (training.entrypoint, training.work_pool_name, training.parameters) == ("flows.training.training", "test-gpu", {})
     assert [(s.schedule.cron, s.schedule.timezone, s.active) for s in nightly.schedules] == [("0 2 * * *", "UTC", True)]
     assert ask(lambda c: c.read_work_pool("test-gpu")).concurrency_limit == 1
 
@@ -61,6 +77,20 @@ def test_deploy_makes_everything_once_and_changes_only_what_differs(ask: Ask) ->
     assert after.id == nightly.id
     assert [(s.id, s.schedule.cron, s.schedule.timezone) for s in after.schedules] == [(nightly.schedules[0].id, "30 1 * * *", "Europe/Zurich")]
     assert ask(lambda c: c.read_work_pool("test-gpu")).concurrency_limit == 4
+
+
+def test_automations_follow_the_settings_and_one_that_is_switched_off_stays_so(ask: Ask) -> None:
+    ask(lambda c: apply(c, plan()))
+    silent, again = (ask(lambda c, n=a.name: c.read_automations_by_name(n))[0] for a in plan().automations)
+    assert (silent.trigger.within.total_seconds(), silent.actions[0].state.value, silent.enabled) == (120.0, "CRASHED", True)
+    assert (again.trigger.match["prefect.run-count"], again.actions[0].state.value) == (["1", "2"], "SCHEDULED")         # the third crash is the last
+    ask(lambda c: c.pause_automation(again.id))
+    changed = plan(**{"deploy.most_starts": 2, "deploy.silent_after_s": 60})
+    assert {(d.what, d.field) for d in ask(lambda c: apply(c, changed)) if d.field == "trigger"} == {(a.label, "trigger") for a in changed.automations}
+    assert ask(lambda c: differences(c, changed)) == []
+    now = ask(lambda c: c.read_automations_by_name(again.name))
+    assert [(a.id, a.enabled, a.trigger.match["prefect.run-count"]) for a in now] == [(again.id, False, ["1"])]
+    ask(lambda c: apply(c, plan()))
 
 
 def test_what_an_operator_changed_by_hand_and_no_setting_names_stays(ask: Ask) -> None:
@@ -87,7 +117,7 @@ def test_a_pool_of_another_type_keeps_it(ask: Ask) -> None:
 def test_runs_whose_worker_is_gone_are_declared_crashed_and_give_their_slot_back(ask: Ask) -> None:
     pools = ("test-cpu", "test-gpu")
     ask(lambda c: apply(c, plan(**{"deploy.gpu_slots": 9})))
-    deployment = ask(lambda c: c.read_deployment_by_name("nightly/likeness"))
+    deployment = ask(lambda c: c.read_deployment_by_name("training/likeness"))
 
     def taken(worker: str | None, state: State | None) -> UUID:
         run = ask(lambda c: c.create_flow_run_from_deployment(deployment.id))
@@ -119,15 +149,17 @@ def test_every_deployment_leads_to_its_flow_and_the_schedule_needs_no_parameter(
         flow = getattr(import_module(module), name)
         assert isinstance(flow, Flow)
         assert (flow.name, set(deployment.schema["properties"])) == (deployment.flow, set(flow.parameters.properties))
-    assert {d.flow: d.schema.get("required", []) for d in plan().deployments} == {"nightly": [], "personalize": ["subject"]}
+    assert {d.flow: d.schema.get("required", []) for d in plan().deployments} == {
+        "nightly": [], "personalize": ["subject"], "preparing": ["subjects"], "training": ["trainings"]}
 
 
 def test_training_may_run_on_the_cpu_pool() -> None:
-    assert {d.pool for d in plan(**{"deploy.trains_on": "cpu"}).deployments} == {"test-cpu"}
+    assert {d.flow: d.pool for d in plan(**{"deploy.trains_on": "cpu"}).deployments} == {
+        "nightly": "test-control", "personalize": "test-control", "preparing": "test-cpu", "training": "test-cpu"}
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [
-    ("schedule.cron", "99 2 * * *", "schedule.cron: found '99 2"), ("deploy.gpu_pool", "test-cpu", "two names"), ("deploy.cpu_pool", "a b", "deploy.cpu_pool"),
+    ("schedule.cron", "99 2 * * *", "schedule.cron: found '99 2"), ("deploy.gpu_pool", "test-cpu", "three names"), ("deploy.cpu_pool", "a b", "deploy.cpu_pool"),
 ])
 def test_settings_that_no_server_takes_are_refused_before_it_is_asked(key: str, value: str, words: str) -> None:
     with pytest.raises(BadSettings, match=words):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.nightly import _answer, _failed, _take_turns, _turn
+from flows.turns import answer, failed, take_turns, turn
 from likeness.erasure import tombstone_key
 from likeness.errors import BadSettings, IntegrityError, LikenessError, ServerUnreachable, UnusablePhotos
 from likeness.night import Outcome, last_outcome, note_outcome
@@ -99,7 +99,7 @@ def tools(own_home: Path) -> Tools:
 ])
 def test_an_error_ends_one_subjects_turn_and_not_the_night(tools: Tools, error: Exception, ours: bool) -> None:
     tonight: dict[str, Outcome] = {}
-    with _turn(tools, "ada", "n1", tonight, ASKED):
+    with turn(tools, "ada", "n1", tonight, ASKED):
         raise error
     assert tonight["ada"] == last_outcome(tools.store, "ada")
     assert (tonight["ada"].kind, tonight["ada"].ours, tonight["ada"].failures) == ("failed", ours, 1)
@@ -111,7 +111,7 @@ def test_a_damaged_record_ends_one_subjects_turn_and_is_reported(tools: Tools, k
     path, tonight = f"subjects/ada/{key}.json", {}
     tools.bare_store.delete(path)
     tools.bare_store.put_if_absent(path, b"{damaged")
-    with _turn(tools, "ada", "n1", tonight):
+    with turn(tools, "ada", "n1", tonight):
         tools.standing("ada")
         last_outcome(tools.store, "ada")
         pytest.fail("it was read")
@@ -124,16 +124,16 @@ def test_what_the_store_does_not_take_is_still_in_the_report(tools: Tools, monke
 
     tonight: dict[str, Outcome] = {}
     monkeypatch.setattr(tools.bare_store, "put_if_absent", refuse)
-    with _turn(tools, "ada", "n1", tonight, ASKED):
+    with turn(tools, "ada", "n1", tonight, ASKED):
         raise IntegrityError("other bytes")
     assert tonight["ada"].reasons[0].code == "integrity"
     assert last_outcome(tools.store, "ada") is None
 
 
 def test_a_forgotten_subject_leaves_no_outcome(tools: Tools) -> None:
-    tonight = {"ada": _failed(ServerUnreachable("no answer"), "n1", asked=ASKED, last=None)}
+    tonight = {"ada": failed(ServerUnreachable("no answer"), "n1", asked=ASKED, last=None)}
     tools.bare_store.put_if_absent(tombstone_key("ada"), b"forgotten while it ran")
-    with _turn(tools, "ada", "n1", tonight, ASKED):
+    with turn(tools, "ada", "n1", tonight, ASKED):
         raise ServerUnreachable("no answer")
     assert tonight == {}
     assert last_outcome(tools.store, "ada") is None
@@ -141,15 +141,15 @@ def test_a_forgotten_subject_leaves_no_outcome(tools: Tools) -> None:
 
 def test_failures_count_nights_not_starts() -> None:
     error: LikenessError = ServerUnreachable("no answer")
-    first = _failed(error, "n1", asked=ASKED, last=None)
-    joined = _failed(error, "n1", asked=ASKED, last=first)
-    second = _failed(error, "n2", asked=ASKED, last=joined)
-    changed = _failed(error, "n3", asked="b" * 64, last=second)
+    first = failed(error, "n1", asked=ASKED, last=None)
+    joined = failed(error, "n1", asked=ASKED, last=first)
+    second = failed(error, "n2", asked=ASKED, last=joined)
+    changed = failed(error, "n3", asked="b" * 64, last=second)
     assert [o.failures for o in (first, joined, second, changed)] == [1, 1, 2, 1]
 
 
 def test_an_accepted_run_is_noted_with_its_version() -> None:
-    made = _answer({"verdict": "accepted", "reasons": [], "release": {"model": "likeness.ada", "version": 3}, "seconds": {"train": 1.0}}, "n1", ASKED)
+    made = answer({"verdict": "accepted", "reasons": [], "release": {"model": "likeness.ada", "version": 3}, "seconds": {"train": 1.0}}, "n1", ASKED)
     assert (made.kind, made.version, made.seconds, made.failures) == ("accepted", 3, {"train": 1.0}, 0)
 
 
@@ -160,7 +160,7 @@ def four() -> list[tuple[str, Outcome | None, str]]:
     return [(subject, None, ASKED) for subject in ("ada", "bea", "cleo", "dora")]
 
 
-def test_two_starts_of_a_night_at_once_give_each_subject_one_turn(tools: Tools) -> None:
+def test_two_starts_of_a_night_at_once_give_each_subject_oneturn(tools: Tools) -> None:
     """While the first has ada, whose claim it holds, the second takes the others; the first then finds them done."""
     turns: list[tuple[int, str]] = []
     one: dict[str, Outcome] = {}
@@ -175,11 +175,11 @@ def test_two_starts_of_a_night_at_once_give_each_subject_one_turn(tools: Tools) 
     def first(subject: str) -> dict:
         turns.append((1, subject))
         tools.store.put_if_absent(path, claim.model_dump_json().encode())
-        assert _take_turns(tools, "n1", four()[1:] + four()[:1], two, second, limit=3, ends=None) == ["ada"]
+        assert take_turns(tools, "n1", four()[1:] + four()[:1], two, second, limit=3, ends=None) == ["ada"]
         tools.store.delete(path)
         return RESULT
 
-    assert _take_turns(tools, "n1", four(), one, first, limit=None, ends=None) == []
+    assert take_turns(tools, "n1", four(), one, first, limit=None, ends=None) == []
     assert turns == [(1, "ada"), (2, "bea"), (2, "cleo"), (2, "dora")]
     assert one.keys() == {"ada", "bea", "cleo", "dora"}
     assert {s: one[s] for s in two} == two
@@ -190,7 +190,7 @@ def test_who_is_being_made_elsewhere_comes_last_and_is_waited_for_only_then(tool
     tools.store.put_if_absent("subjects/ada/stages/train/" + "c" * 64 + ".json", claim.model_dump_json().encode())
     turns: list[str] = []
     tonight: dict[str, Outcome] = {}
-    assert _take_turns(tools, "n1", four(), tonight, lambda s: turns.append(s) or RESULT, limit=None, ends=None) == []
+    assert take_turns(tools, "n1", four(), tonight, lambda s: turns.append(s) or RESULT, limit=None, ends=None) == []
     assert turns == ["bea", "cleo", "dora", "ada"]
 
 
@@ -200,16 +200,16 @@ def test_a_limit_and_a_deadline_defer_and_a_dead_process_is_not_busy(tools: Tool
     dead = Claimed(token="t", beat=0, ttl_s=60.0, owner=me.model_copy(update={"started_ticks": me.started_ticks - 1}))
     tools.store.put_if_absent("subjects/ada/stages/train/" + "c" * 64 + ".json", dead.model_dump_json().encode())
     turns: list[str] = []
-    assert _take_turns(tools, "n1", four(), {}, lambda s: turns.append(s) or RESULT, limit=1, ends=None) == ["bea", "cleo", "dora"]
+    assert take_turns(tools, "n1", four(), {}, lambda s: turns.append(s) or RESULT, limit=1, ends=None) == ["bea", "cleo", "dora"]
     assert turns == ["ada"]
-    assert _take_turns(tools, "n2", four(), {}, lambda s: turns.append(s) or RESULT, limit=None, ends=0.0) == ["ada", "bea", "cleo", "dora"]
+    assert take_turns(tools, "n2", four(), {}, lambda s: turns.append(s) or RESULT, limit=None, ends=0.0) == ["ada", "bea", "cleo", "dora"]
 
 
 def test_another_question_or_another_night_is_no_turn_of_this_one(tools: Tools) -> None:
     for night, asked in (("n0", ASKED), ("n1", "b" * 64)):
         note_outcome(tools.store, "ada", Outcome(night=night, asked=asked, kind="retry"))
         turns: list[str] = []
-        _take_turns(tools, "n1", [("ada", None, ASKED)], {}, lambda s, turns=turns: turns.append(s) or RESULT, limit=None, ends=None)
+        take_turns(tools, "n1", [("ada", None, ASKED)], {}, lambda s, turns=turns: turns.append(s) or RESULT, limit=None, ends=None)
         assert turns == ["ada"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import urllib.request
@@ -27,7 +28,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     try:
         code, shown, err = command(home, "up")
         assert code == 0, err
-        assert {s["name"]: s["state"] for s in shown["services"]} == {"prefect": "running", "mlflow": "running", "worker-cpu": "running"}
+        assert {s["name"]: s["state"] for s in shown["services"]} == {"prefect": "running", "mlflow": "running", "worker-control": "running", "worker-cpu": "running"}
         yield home
     finally:
         command(home, "down")
@@ -76,7 +77,7 @@ def test_servers_and_a_worker_show_a_run_and_a_night_and_know_nobody(home: Path)
     code, result, err = command(home, "run", str(PHOTOS), "--subject", "ada", "--class", "man", "--consent", "ticket-canary", PREFECT_API_URL=api)
     assert code == 0, err
     (run,) = ask(api, "flow_runs/filter", {"flows": {"name": {"any_": ["personalize"]}}})
-    assert (run["name"], run["state_type"], run["parameters"]) == ("personalize ada", "COMPLETED", {"subject": "ada"})
+    assert (run["name"], run["state_type"], run["parameters"]) == ("personalize ada", "COMPLETED", {"subject": "ada", "on_workers": False})
     tasks = ask(api, "task_runs/filter")
     assert {t["name"].removesuffix(" ada") for t in tasks} == set(result["executed"])
     assert {t["state_type"] for t in tasks} == {"COMPLETED"}
@@ -90,15 +91,20 @@ def test_servers_and_a_worker_show_a_run_and_a_night_and_know_nobody(home: Path)
     # a server that dies is seen, and up brings back that one alone
     os.kill(started["mlflow"], signal.SIGKILL)
     code, states, _ = state_of(home)
-    assert (code, states) == (1, {"prefect": "running", "mlflow": "crashed", "worker-cpu": "running"})
+    assert (code, states) == (1, {"prefect": "running", "mlflow": "crashed", "worker-control": "running", "worker-cpu": "running"})
     code, shown, err = command(home, "up")
     assert code == 0, err
     again = {s["name"]: s["pid"] for s in shown["services"]}
-    assert (again["prefect"], again["worker-cpu"]) == (started["prefect"], started["worker-cpu"])
+    assert {name: pid for name, pid in again.items() if name != "mlflow"} == {name: pid for name, pid in started.items() if name != "mlflow"}
     assert again["mlflow"] != started["mlflow"]
     assert command(home, "deploy", PREFECT_API_URL=api)[1]["differences"] == []
 
-    # the schedule makes runs, and the worker carries a night out by itself
+    # the schedule makes runs, and the workers carry a night out by themselves: who is new is prepared, trained, judged and registered
+    photos = home.parent / "photos"
+    shutil.copytree(PHOTOS, photos)
+    (photos / "11.jpg").unlink()
+    code, _, err = command(home, "subject", "add", "bea", "--class", "man", "--photos", str(photos), "--consent", "ticket-canary")
+    assert code == 0, err
     (deployment,) = ask(api, "deployments/filter", {"deployments": {"name": {"any_": ["likeness"]}}, "flows": {"name": {"any_": ["nightly"]}}})
     scheduled = wait_for(lambda: ask(api, "flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}))
     assert {(r["state_type"], r["expected_start_time"][11:16]) for r in scheduled} == {("SCHEDULED", "02:00")}
@@ -106,9 +112,16 @@ def test_servers_and_a_worker_show_a_run_and_a_night_and_know_nobody(home: Path)
     done = wait_for(lambda: (r := ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [night["id"]]}}})[0])["state_type"] in ("COMPLETED", "FAILED", "CRASHED") and r)
     assert (done["state_type"], done["name"]) == ("COMPLETED", f"night {done['expected_start_time'][:10]}")
     _, _, shown = state_of(home)
-    assert [(n["night"], n["ok"]) for n in shown["nights"]] == [(done["expected_start_time"][:10], True)]
+    assert [(n["night"], n["ok"], n["counts"]["accepted"]) for n in shown["nights"]] == [(done["expected_start_time"][:10], True, 2)]
+    assert {stage for stage, seconds in shown["nights"][0]["seconds"].items() if seconds > 0.5} >= {"ingest", "train"}
+    batches = ask(api, "flow_runs/filter", {"flows": {"name": {"any_": ["preparing", "training"]}}})
+    assert {(b["name"], b["work_pool_name"], b["state_type"]) for b in batches} == {("preparing 1", "cpu", "COMPLETED"), ("training 1", "cpu", "COMPLETED")}
+    assert shown["nights"][0]["busy_s"].keys() == {"preparing", "training"}
+    kept = json.dumps(batches)
+    assert "bea" in kept
+    assert not [word for word in (str(PHOTOS), str(photos), ".jpg", "ticket-canary", "a photo of") if word in kept]
 
     code, stopped, err = command(home, "down")
-    assert (code, stopped["stopped"]) == (0, ["worker-cpu", "mlflow", "prefect"]), err
+    assert (code, stopped["stopped"]) == (0, ["worker-control", "worker-cpu", "mlflow", "prefect"]), err
     assert set(state_of(home)[1].values()) == {"stopped"}
     assert [pid for pid in (*started.values(), *again.values()) if process_of(pid) is not None] == []

@@ -26,7 +26,8 @@ def deploy_nothing(address: str) -> None:
 
 
 def test_before_up_everything_is_stopped_and_down_has_nothing_to_do(settings: Settings, own_home: Path) -> None:
-    assert [(s.name, s.state) for s in services.seen(settings)] == [("prefect", "stopped"), ("mlflow", "stopped"), ("worker-gpu", "stopped")]
+    assert [(s.name, s.state) for s in services.seen(settings)] == [("prefect", "stopped"), ("mlflow", "stopped"), ("worker-control", "stopped"),
+                                                                        ("worker-cpu", "stopped"), ("worker-gpu", "stopped")]
     assert services.down(settings) == []
     assert not own_home.exists()                                 # looking leaves nothing behind
 
@@ -34,10 +35,10 @@ def test_before_up_everything_is_stopped_and_down_has_nothing_to_do(settings: Se
 def test_a_server_that_is_named_is_not_started_and_its_password_not_shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://ops:secret@prefect.internal:4200/api")
     named = settings.model_copy(update={"registry": load_settings(overrides={"registry.tracking_uri": "http://u:secret@mlflow.internal"}).registry})
-    prefect, mlflow, worker = services.seen(named)
+    prefect, mlflow, *workers = services.seen(named)
     assert (prefect.state, prefect.address) == ("elsewhere", "http://prefect.internal:4200/api")
     assert (mlflow.state, mlflow.address) == ("elsewhere", "http://mlflow.internal")
-    assert worker.state == "stopped"
+    assert {worker.state for worker in workers} == {"stopped"}
     assert services.prefect_api(named).endswith("prefect.internal:4200/api")
 
 
@@ -60,8 +61,8 @@ def test_a_server_that_ends_at_once_leads_to_its_log_and_is_seen_as_crashed(sett
     monkeypatch.setattr(services, "servers", lambda _: [broken])
     with pytest.raises(ServerUnreachable, match=r"prefect ended: .*prefect\.log"):
         services.up(settings, None, deploy=deploy_nothing)
-    (prefect, worker) = services.seen(settings)
-    assert (prefect.state, worker.state) == ("crashed", "stopped")
+    prefect, *workers = services.seen(settings)
+    assert [prefect.state, *(worker.state for worker in workers)] == ["crashed", *["stopped"] * 3]
     assert prefect.log is not None
     assert "no space left" in prefect.log.read_text()
     assert services.down(settings) == ["prefect"]
@@ -71,10 +72,10 @@ def test_a_server_that_ends_at_once_leads_to_its_log_and_is_seen_as_crashed(sett
 def test_a_service_that_lives_without_an_answer_is_silent_and_workers_stop_first(settings: Settings) -> None:
     running = Services(settings.home)
     with running.changing():
-        for name in ("mlflow", "prefect", "worker-gpu"):
+        for name in ("mlflow", "prefect", "worker-control", "worker-cpu", "worker-gpu"):
             running.start(name, ["sleep", "600"], environment=os.environ)
-    assert [s.state for s in services.seen(settings)] == ["silent"] * 3
-    assert services.down(settings) == ["worker-gpu", "mlflow", "prefect"]
+    assert [s.state for s in services.seen(settings)] == ["silent"] * 5
+    assert services.down(settings) == ["worker-control", "worker-cpu", "worker-gpu", "mlflow", "prefect"]
 
 
 def test_what_is_written_stays_in_the_home(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shutil
 import subprocess
@@ -16,9 +17,12 @@ import pytest
 import typer
 import yaml
 
+from flows import services
+from flows.automations import HEARTBEAT_S
 from flows.cli import app
 from flows.deploying import as_prefect_yaml, plan_of
 from likeness.settings import load_settings
+from tests.s3_server import S3Server
 
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY")
 
@@ -149,3 +153,37 @@ def test_every_deployment_of_the_file_can_be_imported(root: Path) -> None:
     for deployment in yaml.safe_load((root / "infra" / "prefect.yaml").read_text())["deployments"]:
         module, _, name = deployment["entrypoint"].rpartition(".")
         assert callable(getattr(import_module(module), name))
+
+
+@pytest.mark.parametrize("role", ["control", "cpu", "gpu"])
+def test_bucket_policies_are_what_the_docs_say_and_amazons_grammar_takes_them(root: Path, role: str) -> None:
+    from moto.iam.policy_validation import IAMPolicyDocumentValidator
+
+    text = (root / "infra" / "bucket" / f"{role}.json").read_text()
+    IAMPolicyDocumentValidator(text).validate()
+    statements = {s["Sid"]: s for s in json.loads(text)["Statement"]}
+    [row] = [line.split("|") for line in (root / "docs" / "store.md").read_text().splitlines() if line.startswith(f"| {role}")]
+    writes = re.findall(r"`([^`]*/\*)`", row[3]) or ["*"]
+    assert [w.removeprefix("arn:aws:s3:::BUCKET/") for w in statements["Write"]["Resource"]] == writes
+    assert statements["Write"]["Action"] == ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+    assert statements["Read"]["Resource"] == "arn:aws:s3:::BUCKET/*"
+    never = re.findall(r"everything but `([^`]*)`", row[2])
+    assert [s["Resource"].removeprefix("arn:aws:s3:::BUCKET/") for s in statements.values() if (s["Effect"], s["Action"]) == ("Deny", "s3:GetObject")] == never
+    assert ("s3:ListBucketMultipartUploads" in statements["Bucket"]["Action"]) == (role == "control")
+
+
+def test_the_bucket_takes_the_rule_that_aborts_what_nobody_finished(root: Path, s3: S3Server) -> None:
+    rule = json.loads((root / "infra" / "bucket" / "lifecycle.json").read_text())
+    bucket = s3.bucket().bucket
+    s3.client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rule)
+    [kept] = s3.client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert (kept["Status"], kept["AbortIncompleteMultipartUpload"]) == ("Enabled", {"DaysAfterInitiation": 1})
+    assert not {"Expiration", "Transitions"} & kept.keys()                     # nothing that is an object goes by itself
+
+
+def test_a_silent_worker_is_noticed_wherever_one_is_started(compose: Any, unit: configparser.ConfigParser) -> None:
+    for name in ("worker-control", "worker-cpu", "worker-gpu"):
+        assert compose["services"][name]["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_S)
+    assert f"PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_S}" in unit["Service"]["Environment"].split()
+    assert services._environment(load_settings(), None)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_S)
+    assert load_settings().deploy.silent_after_s >= 3 * HEARTBEAT_S

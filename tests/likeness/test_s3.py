@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from werkzeug.wrappers import Request, Response
 from likeness.errors import IntegrityError, LikenessError, RecipeError, ResourceError, ServerUnreachable, TransientError
 from likeness.once import ClaimPolicy, once
 from likeness.records import Consent
-from likeness.s3 import MIB, S3Store
+from likeness.s3 import MIB, S3Store, _clock
 from likeness.stages import Call
 from tests.s3_server import Answer, S3Server, break_tls, break_tls_within, change_the_body, cut, lose_the_answer, refuse, refuse_afterwards
 
@@ -433,3 +434,40 @@ def test_once_makes_once_in_a_bucket_though_answers_are_lost(s3: S3Server, store
     assert list(store.list("")) == [call.path]
 
 
+def test_uploads_of_killed_writers_are_found_and_aborted_and_those_of_others_left(s3: S3Server) -> None:
+    settings = s3.bucket(prefix="team-a/")
+    store = S3Store(settings)
+
+    def begin(key: str) -> str:
+        return str(s3.client.create_multipart_upload(Bucket=settings.bucket, Key=key)["UploadId"])
+
+    mine = {begin(f"team-a/subjects/ada/adapters/{n}") for n in range(3)}
+    others = {begin("team-b/subjects/ada/adapters/0"), begin("subjects/ada/adapters/0")}
+    found = store.unfinished(older_than_s=86_400.0)                           # moto says of every upload that it was begun in 2010
+    assert {u.id for u in found} == mine
+    assert {u.key for u in found} == {f"subjects/ada/adapters/{n}" for n in range(3)}
+    for upload in (*found, found[0]):                                          # twice is fine
+        store.abort(upload)
+    assert {u["UploadId"] for u in s3.client.list_multipart_uploads(Bucket=settings.bucket)["Uploads"]} == others
+
+
+def page_of_uploads(*begun: tuple[str, float], following: str | None = None) -> Answer:
+    """A page as Amazon gives it (moto knows neither pages nor times): (key, hours since it was begun), and the key from which the next page goes on."""
+    more = f"<IsTruncated>true</IsTruncated><NextKeyMarker>{following}</NextKeyMarker><NextUploadIdMarker>u-{following}</NextUploadIdMarker>"
+    uploads = "".join(f"<Upload><Key>{key}</Key><UploadId>u-{key}</UploadId><Initiated>{(datetime.now(UTC) - timedelta(hours=hours)).isoformat()}</Initiated></Upload>"
+                      for key, hours in begun)
+    body = f"<ListMultipartUploadsResult>{more if following else '<IsTruncated>false</IsTruncated>'}{uploads}</ListMultipartUploadsResult>"
+    return lambda request, pass_on: Response(body, 200, {"Content-Type": "application/xml"})
+
+
+def test_uploads_are_read_page_by_page_and_only_old_ones_count(s3: S3Server, store: S3Store) -> None:
+    s3.next("GET", page_of_uploads(("a", 24.1), ("b", 23.9), following="b"), page_of_uploads(("c", 500.0)))
+    assert [(u.key, u.id) for u in store.unfinished(older_than_s=86_400.0)] == [("a", "u-a"), ("c", "u-c")]
+    asked = [path for method, path, _ in s3.seen if method == "GET" and "uploads" in path]
+    assert ["key-marker=b" in path and "upload-id-marker=u-b" in path for path in asked[-2:]] == [False, True]
+
+
+def test_the_servers_own_clock_tells_the_age() -> None:
+    stated = {"ResponseMetadata": {"HTTPHeaders": {"date": "Tue, 01 Jan 2030 12:00:00 GMT"}}}
+    assert _clock(stated) == datetime(2030, 1, 1, 12, tzinfo=UTC)
+    assert abs(_clock({"ResponseMetadata": {"HTTPHeaders": {}}}) - datetime.now(UTC)) < timedelta(minutes=1)
