@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from flows import cli
 from flows.samples import draw_file, is_file
 from likeness.errors import RecipeError
 from likeness.settings import Sampling, load_settings
@@ -21,6 +22,11 @@ from tests.models.diffusion import tiny
 @pytest.mark.parametrize(("given", "file"), [("ada", False), ("ada-2_b", False), ("ada.safetensors", True), ("/srv/loras/ada.safetensors", True), ("ada.ckpt", True)])
 def test_a_file_is_told_from_a_subject(given: str, file: bool) -> None:
     assert is_file(given) is file
+
+
+def test_an_embedding_beside_a_subject_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--embedding belongs to a LoRA file, 'ada' is a subject"):
+        cli.sample("ada", "on a beach", embedding=Path("word.safetensors"))
 
 
 def test_a_file_is_drawn_under_the_prompt_as_it_is_and_nothing_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (Lora(), "identity", Lora(steps=400), "steps 400 (was 200), because identity is not"),
     (Lora(steps=800), "identity", Lora(steps=800, rank=32, alpha=32.0), "rank 32 (was 16), alpha 32 (was 16)"),
     (Lora(steps=800, rank=64), "identity", Pivotal(steps=1200, rank=64), "pivotal instead of lora"),
+    (Lora(steps=800, rank=64, min_rank=8), "identity", Pivotal(steps=1200, rank=64, min_rank=8), "pivotal instead of lora"),
     (Lora(), "copies", Lora(steps=100), "steps 100 (was 200), because copies is not"),
     (Lora(steps=50), "copies", Lora(steps=50, objective=Objective(prior_weight=0.5)), "prior weight 0.5 (was 0.25)"),
     (Lora(steps=50, objective=Objective(prior_weight=0.0)), "copies", Lora(steps=50, objective=Objective(prior="dop")), "prior dop"),
