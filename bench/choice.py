@@ -80,17 +80,16 @@ def measured(bench: Bench, user: User, recipe: Recipe, reader: slots.SlotReader)
     cell = bench.cells.arrays("choice", {"epoch": EPOCH, "base": bench.base.ref.revision, "recipe": recipe.digest, "user": bytes_digest(user.crops), "templates": wanted.templates,
                                          "seeds": [*wanted.seeds, *sheet.seeds], "prompts": sheet.prompts, "steps": bench.steps, "guidance": bench.guidance},
                               lambda: checkpoints(bench, user, recipe, captions, sheet, wanted))
-    nothing = np.zeros((0, measure.APPEARANCE_SIDE_PX, measure.APPEARANCE_SIDE_PX, 3), np.float32)
-    mine = measure.References(witnesses=user.witnesses[:1], own=user.witnesses, impostors=read_bank().embeddings, training=nothing)
+    mine = measure.Identity(bench.faces.recogniser_name, read_bank().digest, user.witnesses[:1], user.witnesses, read_bank().embeddings)
     judges = judging_sheet(settings.battery.every(), sheet, settings.battery.prompts, who, seeds=recipe.choice.seeds)
 
-    def looked(name: str, whole: Sheet, references: measure.References) -> dict[str, Any]:
+    def looked(name: str, whole: Sheet, identity: measure.Identity) -> dict[str, Any]:
         def make() -> dict[str, Any]:
             began = time.monotonic()
-            points = [point(step, images, whole, references, faces=bench.faces, reader=reader).plain() for step, images in zip(steps, cell[name], strict=True)]
+            points = [point(step, images, whole, identity, faces=bench.faces, reader=reader).plain() for step, images in zip(steps, cell[name], strict=True)]
             return {"points": points, "seconds": (time.monotonic() - began) / len(points)}
         found: dict[str, Any] = bench.cells.numbers(f"choice-{name}", {"pictures": bytes_digest(cell[name]), "asked": whole.asked, "backend": bench.faces.recogniser_name,
-                                                                       "witnesses": bytes_digest(references.witnesses)}, make)
+                                                                       "witnesses": bytes_digest(identity.witnesses)}, make)
         return found
 
     scored, judged = looked("choosing", sheet, mine), looked("judging", judges, replace(mine, witnesses=user.witnesses[1:]))

@@ -22,7 +22,7 @@ BEYOND_PRESET = 4               # steps and learning rate stay within the preset
 MOST_STEPS = 20_000             # the limit of `recipe.steps`
 MOST_RANK = 64
 MOST_PRIOR = 2.0
-TOO_MUCH = ("faces", "defects", "copies", "editability", "diversity")     # reasons that say of a training that it went too far
+TOO_MUCH = ("faces", "defects", "copies", "editability", "diversity", "drift")     # reasons that say of a training that it went too far
 TOO_LITTLE = ("identity",)                                     # and not far enough
 
 
@@ -97,7 +97,7 @@ def _complaint(verdict: Verdict) -> str:
     return "; ".join(reason.message for reason in verdict.reasons)
 
 
-# -- the rules: reason code of the gate -> changes to try, in this order. A code that the gate does not use yet has its rule for the day that it does.
+# -- the rules: reason code of the gate -> changes to try, in this order.
 
 _Change = Callable[[Recipe, Sequence[Attempt]], tuple[Recipe, str] | None]
 
@@ -186,6 +186,7 @@ RULES: Mapping[str, tuple[_Change, ...]] = {
     "copies": (_fewer_steps, _stronger_prior, _lower_rate),
     "editability": (_fewer_steps, _stronger_prior, _output_preservation),
     "diversity": (_output_preservation, _stronger_prior, _fewer_steps),
+    "drift": (_stronger_prior, _output_preservation, _fewer_steps),
     "identity": (_more_steps, _more_rank, _pivotal),
 }
 

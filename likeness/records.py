@@ -254,6 +254,7 @@ class SampleSet(Record):
     adapter: Digest
     battery: Digest
     samples: tuple[Sample, ...]
+    bare: tuple[Sample, ...] = Field((), exclude_if=lambda samples: samples == ())      # drawn with the adapter for the class noun alone: is it still anybody?
 
 
 FindingCode = Literal["no_face", "extra_face", "cropped_face", "tiny_face", "grid", "blur", "colour_cast", "over_saturated", "plastic_skin", "unmeasured"]
@@ -281,6 +282,35 @@ class SampleScore(Record):
     findings: tuple[Finding, ...] = ()
     slots_right: int = Field(0, ge=0)
     slots_asked: int = Field(0, ge=0)
+    second_distance: float | None = Field(None, exclude_if=lambda value: value is None)      # as the second recogniser sees it, where there is one
+    second_position: float | None = Field(None, exclude_if=lambda value: value is None)
+
+
+class BaseScores(Record):
+    """What a base alone draws on a battery, the bare class noun in place of the subject: what an Adapter's scores are held against."""
+
+    revision: str                         # of the base
+    battery: Digest
+    steps: int = Field(ge=1)              # of a sample
+    guidance: float
+    noun: str
+    samples: int = Field(ge=1)
+    one_face_share: float = Field(ge=0, le=1)
+    editability: float | None = Field(ge=0, le=1)      # share of the slots that prompts ask for which the base's CLIP sees; None if none is asked
+    by_category: dict[str, float]         # editability of each category of prompts
+    slots: dict[str, tuple[int, int]]     # the same in counts: (seen, asked for)
+    diversity: float | None               # mean appearance distance of two unstylised samples
+    spread: float | None                  # `likeness.gate.spread` of as many seeds as the battery has; None if there are too few samples with one face
+
+
+class Recogniser(Record):
+    """A second recogniser, with its own references of the subject."""
+
+    backend: str
+    bank: str
+    threshold: float
+    ceiling: float
+    floor: float
 
 
 class Measurements(Record):
@@ -295,25 +325,15 @@ class Measurements(Record):
     diversity: float | None = None        # mean appearance distance between two unstylised samples; None below two
     scores: tuple[SampleScore, ...]
     apart: tuple[tuple[float, ...], ...] = ()      # row i: appearance distance of sample i to each sample before it; empty if not measured
+    bare: tuple[SampleScore, ...] = ()    # samples of the class noun alone
+    base: BaseScores | None = None        # what the base alone does on this battery; None if that is not known
+    second: Recogniser | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _apart_is_of_the_scores(self) -> Self:
         if self.apart and [len(row) for row in self.apart] != list(range(len(self.scores))):
             raise ValueError(f"`apart` must have a row for each of {len(self.scores)} scores, row i with i distances")
         return self
-
-
-class BaseScores(Record):
-    """What a base alone draws on a battery, the bare class noun in place of the subject: what an Adapter's scores stand beside."""
-
-    revision: str                         # of the base
-    battery: Digest
-    noun: str
-    samples: int = Field(ge=1)
-    one_face_share: float = Field(ge=0, le=1)
-    editability: float | None = Field(ge=0, le=1)      # share of the slots that prompts ask for which the base's CLIP sees; None if none is asked
-    by_category: dict[str, float]         # editability of each category of prompts
-    diversity: float | None
 
 
 class Reason(Record):

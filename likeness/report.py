@@ -90,6 +90,7 @@ class ReportView:
     base: BaseRef | None = None
     adapter: Adapter | None = None
     samples: tuple[SampleView, ...] = ()
+    bare: tuple[SampleView, ...] = ()
     measured: Measurements | None = None
     policy: GatePolicy | None = None
     verdict: Verdict | None = None
@@ -116,7 +117,8 @@ SHARES = {
     "one_face_share": ("Exactly one face", "min_face_share", "at least"),
     "copy_share": ("Repeats of a training photo", "max_copy_share", "at most"),
     "defect_share": ("Samples with a defect", "max_defect_share", "at most"),
-    "editability": ("Prompt details followed", None, ""),
+    "editability": ("Prompt details followed", "editability_needed", "at least"),
+    "drift_share": ("This person where nobody was asked for", "max_drift_share", "at most"),
 }
 WORDS = {"accept": "used", "normalise": "used after repair", "reject": "refused", "ignore": "ignored"}
 
@@ -202,12 +204,18 @@ def _duration(seconds: float) -> str:
 
 
 def _by_prompt(view: ReportView) -> list[dict[str, Any]]:
-    """Samples grouped by category and prompt, in the order of the battery, each with what was measured in plain words."""
+    """Samples grouped by category and prompt, in the order of the battery, those of nobody in particular last, each with what was measured in plain words."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for item in view.samples:
         groups.setdefault((item.sample.category, item.sample.prompt), []).append(
             {"view": item, "notes": _notes(item.score, view), "passes": _passes(item.score, view), "marks": _marks(item),
              "delivered": view.verdict is not None and item.sample.image.sha256 in view.verdict.delivered})
+    for item in view.bare:
+        judged = item.score is not None and view.measured is not None and view.policy is not None
+        drifted = gate.is_drifted(item.score, view.measured, view.policy) if judged else None        # type: ignore[arg-type]
+        groups.setdefault(("nobody in particular", item.sample.prompt), []).append(
+            {"view": item, "notes": [*_notes(item.score, view)[:2], *(["must not be this person"] if drifted else [])], "passes": None if drifted is None else not drifted,
+             "marks": [], "delivered": False})
     return [{"category": category, "prompt": prompt, "samples": samples} for (category, prompt), samples in groups.items()]
 
 
@@ -224,6 +232,8 @@ def _notes(score: SampleScore | None, view: ReportView) -> list[str]:
         return ["not measured"]
     notes = ["faces not measured" if score.faces is None else f"{score.faces} face{'' if score.faces == 1 else 's'}"]
     notes.append("likeness not measured" if score.position is None else f"likeness {_percent(score.position)}")
+    if view.measured is not None and view.measured.second is not None:
+        notes.append("second opinion not measured" if score.second_position is None else f"second opinion {_percent(score.second_position)}")
     if score.slots_asked:
         notes.append(f"{score.slots_right} of {score.slots_asked} prompt details")
     if view.policy is not None and gate.is_copy(score, view.policy):
@@ -280,15 +290,22 @@ def _shares(view: ReportView) -> list[dict[str, Any]]:
     rows = []
     for name, (label, threshold, direction) in SHARES.items():
         if name in view.verdict.scores:
-            value = view.verdict.scores[name]
-            needed = getattr(view.policy, threshold) if view.policy is not None and threshold else None
+            value, needed = view.verdict.scores[name], _needed(threshold, view, view.verdict)
             good = _reaches(value, needed, direction)
             rows.append({"label": label, "value": value, "needed": needed, "direction": direction, "good": good,
                          "base": getattr(view.base_scores, name, None)})
-    spread, usual = view.verdict.scores.get("diversity"), view.base_scores.diversity if view.base_scores else None
-    if spread is not None and usual:
-        rows.append({"label": "Diversity, of what the base alone draws", "value": min(1.0, spread / usual), "needed": None, "direction": "", "good": None, "base": None})
+    usual = view.base_scores.spread if view.base_scores else None
+    if "spread" in view.verdict.scores and usual:
+        spread, least = view.verdict.scores["spread"], _needed("spread_needed", view, view.verdict)
+        rows.append({"label": "Diversity of samples that are this person, of what the base alone draws", "value": None if spread is None else min(1.0, spread / usual),
+                     "needed": None if least is None else least / usual, "direction": "at least", "good": _reaches(spread, least, "at least"), "base": None})
     return rows
+
+
+def _needed(threshold: str, view: ReportView, verdict: Verdict) -> float | None:
+    """What is asked of a score: a number of the policy, or one that the Verdict itself names; None if nothing is known to be asked."""
+    asked = verdict.scores[threshold] if threshold in verdict.scores else getattr(view.policy, threshold, None)
+    return None if threshold == "max_drift_share" and asked == 1 else asked          # all of them may: nothing is asked
 
 
 def _attempts(view: ReportView) -> list[dict[str, Any]]:
@@ -305,10 +322,11 @@ def _attempts(view: ReportView) -> list[dict[str, Any]]:
     for name, (label, threshold, direction) in SHARES.items():
         values = [v.scores.get(name) for v in verdicts]
         if any(value is not None for value in values):
-            needed = getattr(view.policy, threshold) if view.policy is not None and threshold else None
-            rows.append(row(label, [_percent(value) for value in values], [_reaches(value, needed, direction) for value in values]))
-    if any(v.scores.get("diversity") is not None for v in verdicts):
-        rows.append(row("Diversity", [_number(v.scores.get("diversity")) for v in verdicts]))
+            rows.append(row(label, [_percent(value) for value in values],
+                            [_reaches(value, _needed(threshold, view, v), direction) for value, v in zip(values, verdicts, strict=True)]))
+    if any(v.scores.get("spread") is not None for v in verdicts):
+        rows.append(row("Diversity: distance of the two most alike of four samples", [_number(v.scores.get("spread")) for v in verdicts],
+                        [_reaches(v.scores.get("spread"), _needed("spread_needed", view, v), "at least") for v in verdicts]))
     return rows
 
 

@@ -76,6 +76,7 @@ class Sampling(Record):
     steps: int = Field(20, ge=1, le=1000)
     guidance: float = Field(3.0, ge=0, le=50)
     batch: int = Field(8, ge=1, le=256)
+    bare: int = Field(4, ge=2, le=64, description="pictures of the class noun alone, drawn with the adapter: they show whether every man has become this man")
 
 
 class Section(BaseModel):
@@ -116,6 +117,7 @@ class Backends(Section):
     detect: Literal["dlib", "insightface", "facexlib"] = Field("dlib", description="finds faces and their five points")
     identity: Literal["dlib", "insightface"] = Field("dlib", description="recognises people")
     mask: Literal["ellipse", "facexlib"] = Field("ellipse", description="says which pixels of a portrait are face")
+    second_identity: Literal["dlib", "insightface"] | None = Field(None, description="a second recogniser, which votes in the gate: a sample is the person if both say so")
     captions: Literal["slots", "blip", "florence"] = Field("slots", description="says what portraits show: docs/captions.md")
     captions_folder: Path | None = Field(None, description="absolute; where the network of blip or florence lies, with safetensors")
     captions_hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$", validate_default=True, description="instead of a folder: owner/name@commit, the whole "
@@ -135,10 +137,17 @@ class Backends(Section):
             raise ValueError(f"owner/name@commit, or captions_folder, because captions = {info.data['captions']!r}: name where its network lies")
         return value
 
+    @field_validator("second_identity")
+    @classmethod
+    def _another(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value == info.data.get("identity"):
+            raise ValueError(f"another recogniser than `identity`, which is {value!r} already")
+        return value
+
     @field_validator("insightface", "facexlib")
     @classmethod
     def _weights_are_named(cls, value: LocalWeights, info: ValidationInfo) -> LocalWeights:
-        for role in ("detect", "identity", "mask"):
+        for role in ("detect", "identity", "mask", "second_identity"):
             if value.folder is None and info.data.get(role) == info.field_name:
                 raise ValueError(f"a folder, because {role} = {info.field_name!r}: name the one in which its weights lie; nothing is downloaded")
         return value

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 from prefect import task
 
 from likeness import gate
 from likeness.once import Claim
-from likeness.records import Measurements, Record, SampleSet, TrainingSet, Verdict
+from likeness.records import BaseScores, Measurements, Portrait, Record, SampleSet, TrainingSet, Verdict
 from likeness.stages import Call, StageRef
 from models.quality import findings, measure
+from models.quality.looking import Looker
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -26,33 +30,43 @@ class Judgement(Record):
 def judge_samples(subject: str, training_set: StageRef, samples: StageRef) -> Outcome:
     """Measure the samples against witnesses, bank and training crops, and decide."""
     tools = runtime()
-    policy = tools.settings.gate
+    policy, people = tools.settings.gate, tools.open(training_set, subject, TrainingSet)
+    base = tools.base_scores(people.noun, measure=policy.min_editability_share > 0 or policy.min_diversity_share > 0)
+    second = None if tools.second_bank is None else {"bank": tools.second_bank.digest, "backend": tools.second_bank.backend}
     call = Call(stage="judge", subject=subject, inputs=(training_set, samples),
                 params={"policy": policy.plain(), "bank": tools.bank.digest, "backend": tools.faces.recogniser_name, "slots": tools.slots_digest,
-                        "usual": findings.table_digest(), "base": tools.base_ref.revision})
-    return tools.once(call, lambda claim: judgement(tools, tools.open(training_set, subject, TrainingSet), tools.open(samples, subject, SampleSet), claim), Judgement)
+                        "usual": findings.table_digest(), "base": tools.base_ref.revision, "base_scores": None if base is None else base.digest, "second": second})
+    return tools.once(call, lambda claim: judgement(tools, people, tools.open(samples, subject, SampleSet), base, claim), Judgement)
 
 
-def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, claim: Claim | None = None) -> Judgement:
-    """Measure and decide; the controls of the gate call this directly."""
-    tell = tools.progress("judge", len(samples.samples))
+def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, base: BaseScores | None, claim: Claim | None = None) -> Judgement:
+    """Measure and decide; `base` is what the base alone does on the same battery."""
+    drawn = [*samples.samples, *samples.bare]
+    tell = tools.progress("judge", len(drawn))
     portraits = [*training_set.portraits, *training_set.held_out]
     people = [p for p in portraits if p.framing == "tight"]          # one vector a photo: its wide crop has the same
     crops = {p.digest: pictures.get(tools.store, p.crop) for p in portraits}
-    usual = findings.usual([crops[p.digest] for p in people], base=tools.base_ref.revision)
+    looker = Looker(tools.faces, tools.slots, findings.usual([crops[p.digest] for p in people], base=tools.base_ref.revision))
     seen = []
-    for number, sample in enumerate(samples.samples):
-        image = pictures.get(tools.store, sample.image)
-        faces = tools.faces.find_faces(image)
-        vector = tools.faces.embed_faces(image, faces)[0] if len(faces) == 1 else None
-        right, asked = measure.slots_seen(sample.slots, tools.slots.read(image[None])[0]) if sample.slots else (0, 0)
-        defects = findings.find_defects(image, faces, usual, stylised=sample.category == gate.STYLISED)
-        seen.append(measure.Seen(sample.image.sha256, sample.category, len(faces), vector, measure.thumbnail(image), defects, right, asked))
+    for number, sample in enumerate(drawn):
+        seen.append(looker.see(pictures.get(tools.store, sample.image), name=sample.image.sha256, category=sample.category, slots=sample.slots))
         tell(number + 1, "")
         if claim is not None and number % 8 == 0:
-            claim.beat(f"looked at {number + 1} of {len(samples.samples)} samples")
-    references = measure.References(
-        witnesses=np.asarray([p.embedding for p in training_set.held_out], np.float32), own=np.asarray([p.embedding for p in people], np.float32),
-        impostors=tools.bank.embeddings, training=np.stack([measure.thumbnail(crops[p.digest]) for p in portraits]))
-    measured = measure.measure(seen, references, backend=tools.faces.recogniser_name, bank=tools.bank.digest)
+            claim.beat(f"looked at {number + 1} of {len(drawn)} samples")
+    first = measure.Identity(tools.faces.recogniser_name, tools.bank.digest, _vectors(training_set.held_out), _vectors(people), tools.bank.embeddings)
+    second = _second_opinion(tools, [crops[p.digest] for p in training_set.held_out], [crops[p.digest] for p in people])
+    references = measure.References(first, np.stack([measure.thumbnail(crops[p.digest]) for p in portraits]), base=base, second=second)
+    measured = measure.measure(seen[:len(samples.samples)], references, bare=seen[len(samples.samples):])
     return Judgement(verdict=gate.judge(measured, tools.settings.gate), measured=measured)
+
+
+def _vectors(portraits: Sequence[Portrait]) -> measure.Vectors:
+    return np.asarray([p.embedding for p in portraits], np.float32)
+
+
+def _second_opinion(tools: Tools, witnesses: Sequence[NDArray[np.uint8]], own: Sequence[NDArray[np.uint8]]) -> measure.Identity | None:
+    """The same people as the second recogniser sees them, on their aligned crops, as it sees the bank's; None where one alone votes."""
+    second, bank = tools.faces.second, tools.second_bank
+    if second is None or bank is None:
+        return None
+    return measure.Identity(second.recogniser_name, bank.digest, second.embed_portraits(witnesses), second.embed_portraits(own), bank.embeddings)

@@ -17,7 +17,7 @@ from likeness.errors import InputError
 from likeness.ladder import Attempt
 from likeness.lineage import walk
 from likeness.recipe import Recipe
-from likeness.records import Adapter, CaptionSet, Intake, Portrait, PortraitSet, Release, SampleSet, Verdict
+from likeness.records import Adapter, CaptionSet, Intake, Portrait, PortraitSet, Release, Sample, SampleScore, SampleSet, Verdict
 from likeness.report import PhotoView, PortraitView, ReportView, SampleView, render_report
 from likeness.stages import STAGES, StageRef
 from likeness.version import code_version
@@ -73,18 +73,27 @@ def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe,
         both = zip(tools.open(refs["crop"], subject, PortraitSet).portraits, tools.open(refs["caption"], subject, CaptionSet).captions, strict=True)
         portraits = [PortraitView(p, webp(pictures.get(store, p.crop)), webp(pictures.get(store, p.mask)), caption=c, held_out=p.digest in held) for p, c in both]
     samples: list[SampleView] = []
+    bare: list[SampleView] = []
     judgement_ = tools.open(refs["judge"], subject, Judgement) if "judge" in refs else None
     if "sample" in refs:
-        scores = {s.image: s for s in judgement_.measured.scores} if judgement_ else {}
-        for sample in tools.open(refs["sample"], subject, SampleSet).samples:
-            pixels = pictures.get(store, sample.image)
-            samples.append(SampleView(sample, webp(pixels), score=scores.get(sample.image.sha256), size_px=(pixels.shape[1], pixels.shape[0])))
+        drawn, measured = tools.open(refs["sample"], subject, SampleSet), judgement_.measured if judgement_ else None
+        samples = _sample_views(tools, drawn.samples, measured.scores if measured else ())
+        bare = _sample_views(tools, drawn.bare, measured.bare if measured else ())
     return ReportView(
         subject=tools.standing(subject).subject, photos=tuple(photos), set_judgement=intake.set, portraits=tuple(portraits), recipe=recipe, base=tools.base_ref,
-        adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), measured=judgement_.measured if judgement_ else None,
+        adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), bare=tuple(bare), measured=judgement_.measured if judgement_ else None,
         policy=tools.settings.gate, verdict=judgement_.verdict if judgement_ else verdict, release=release,
-        base_scores=tools.base_scores(tools.standing(subject).subject.noun),
+        base_scores=judgement_.measured.base if judgement_ else tools.base_scores(tools.standing(subject).subject.noun),
         lineage=walk(store, subject, release or _furthest(refs)).as_json(), seconds=seconds, code=code_version())
+
+
+def _sample_views(tools: Tools, samples: Sequence[Sample], scores: Sequence[SampleScore]) -> list[SampleView]:
+    by_image = {s.image: s for s in scores}
+    views = []
+    for sample in samples:
+        pixels = pictures.get(tools.store, sample.image)
+        views.append(SampleView(sample, webp(pixels), score=by_image.get(sample.image.sha256), size_px=(pixels.shape[1], pixels.shape[0])))
+    return views
 
 
 def _furthest(refs: dict[str, StageRef]) -> StageRef:

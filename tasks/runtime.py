@@ -194,11 +194,31 @@ class Tools:
 
         return bank_for(self.faces, cache=self.settings.home / "banks")
 
-    def base_scores(self, noun: str) -> BaseScores | None:
-        """What the base alone draws on this battery; None if nobody measured it for this base, battery and noun."""
-        from models.maquette.companions import read_base_scores
+    @cached_property
+    def second_bank(self) -> Bank | None:
+        """The bank as the second recogniser sees it; None where one alone votes."""
+        from models.maquette.companions import bank_for
 
-        return read_base_scores(noun, revision=self.base_ref.revision, battery=self.settings.battery.digest)
+        return None if self.faces.second is None else bank_for(self.faces.second, cache=self.settings.home / "banks")
+
+    def base_scores(self, noun: str, *, measure: bool = False) -> BaseScores | None:
+        """What the base alone draws on this battery: shipped, or kept in the store, or with `measure` drawn and measured now; the first to keep them is right.
+
+        None if nobody measured it yet.
+        """
+        from models.maquette.companions import read_base_scores
+        from models.quality.base import measure_base, scores_key
+
+        battery, sampling = self.settings.battery, self.settings.sampling
+        if self.faces.detector.name == "dlib" and (shipped := read_base_scores(noun, revision=self.base_ref.revision, battery=battery.digest, sampling=sampling)):
+            return shipped
+        path = f"base-scores/{scores_key(self.base_ref, self.faces, self.slots_digest, battery, sampling, noun)}.json"
+        if measure and self.store.get(path) is None:
+            found = measure_base(self.base, self.faces, self.slots, battery, sampling, noun,
+                                 progress=lambda done, total: self.watch("judge", done, total, f"what the base alone makes of a {noun}"))
+            self.store.put_if_absent(path, found.model_dump_json().encode())
+        data = self.store.get(path)
+        return None if data is None else BaseScores.read(data)
 
     def class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
         """Class pictures for prior preservation (M, S, S, 3) at the base's resolution, with their captions.

@@ -6,7 +6,7 @@ from prefect import task
 
 from likeness.once import Claim
 from likeness.recipe import RECIPE, Recipe
-from likeness.records import Adapter, Sample, SampleSet, TrainingSet
+from likeness.records import Adapter, BatteryPrompt, Sample, SampleSet, TrainingSet
 from likeness.settings import Battery
 from likeness.stages import Call, StageRef
 from models.diffusion import checkpoint
@@ -17,10 +17,12 @@ from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
 from tasks.training import weights_of
 
+BARE = "bare"          # category of samples of the class noun alone
+
 
 @task(name="sample", task_run_name="sample {subject}", **RETRIED)
 def sample_battery(subject: str, training_set: StageRef, adapter: StageRef, recipe: Recipe) -> Outcome:
-    """One picture for each prompt and seed of the battery."""
+    """One picture for each prompt and seed of the battery, and a few of the class noun alone."""
     tools = runtime()
     battery, sampling = tools.settings.battery, tools.settings.sampling
     call = Call(stage="sample", subject=subject, inputs=(adapter,),
@@ -33,7 +35,8 @@ def _sample(tools: Tools, call: Call, training_set: TrainingSet, adapter: Adapte
     base, sampling = tools.base, tools.settings.sampling
     tensors, _ = checkpoint.read_adapter(weights_of(tools.store, adapter))
     who = f"{training_set.trigger} {training_set.noun}"
-    wanted = battery.every()
+    bare = BatteryPrompt(category=BARE, template="a photo of a {who}")
+    wanted = [(prompt, prompt.text(who), seed) for prompt, seed in battery.every()] + [(bare, bare.text(training_set.noun), seed) for seed in range(sampling.bare)]
     tell = tools.progress(call.stage, len(wanted))
 
     def progress(done: int, total: int) -> None:
@@ -41,9 +44,9 @@ def _sample(tools: Tools, call: Call, training_set: TrainingSet, adapter: Adapte
         claim.beat(f"sample {done} of {total}")
 
     with adapted(base, tensors, RECIPE.validate_python(call.params["recipe"], strict=False)):
-        images = sample(base, [prompt.text(who) for prompt, _ in wanted], [seed for _, seed in wanted], steps=sampling.steps,
+        images = sample(base, [text for _, text, _ in wanted], [seed for _, _, seed in wanted], steps=sampling.steps,
                         guidance=sampling.guidance, batch=sampling.batch, progress=progress)
-    samples = tuple(Sample(adapter=adapter.digest, prompt=prompt.text(who), category=prompt.category, slots=prompt.slots, seed=seed,
+    samples = tuple(Sample(adapter=adapter.digest, prompt=text, category=prompt.category, slots=prompt.slots, seed=seed,
                            image=pictures.put(tools.store, f"subjects/{call.subject}/samples", image))
-                    for (prompt, seed), image in zip(wanted, images, strict=True))
-    return SampleSet(adapter=adapter.digest, battery=battery.digest, samples=samples)
+                    for (prompt, text, seed), image in zip(wanted, images, strict=True))
+    return SampleSet(adapter=adapter.digest, battery=battery.digest, samples=samples[:-sampling.bare], bare=samples[-sampling.bare:])

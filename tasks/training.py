@@ -79,11 +79,10 @@ def scorer(tools: Tools, training_set: TrainingSet, recipe: Recipe, tell: Callab
     """Who scores the checkpoints of this training."""
     people = [p for p in (*training_set.portraits, *training_set.held_out) if p.framing == "tight"]
     witnesses = choice.witnesses_for_choice(training_set.held_out)
-    references = measure.References(
-        witnesses=np.asarray([p.embedding for p in witnesses], np.float32), own=np.asarray([p.embedding for p in people], np.float32),
-        impostors=tools.bank.embeddings, training=np.zeros((0, measure.APPEARANCE_SIDE_PX, measure.APPEARANCE_SIDE_PX, 3), np.float32))
+    identity = measure.Identity(tools.faces.recogniser_name, tools.bank.digest, np.asarray([p.embedding for p in witnesses], np.float32),
+                                np.asarray([p.embedding for p in people], np.float32), tools.bank.embeddings)
     sheet = choice.Sheet.of(tools.settings.battery.prompts, training_set.captions, who=f"{training_set.trigger} {training_set.noun}", seeds=recipe.choice.seeds)
-    return choice.Scorer(tools.base, tools.faces, tools.slots, sheet, references, recipe.choice, tools.settings.sampling.guidance, tools.settings.sampling.batch, tell)
+    return choice.Scorer(tools.base, tools.faces, tools.slots, sheet, identity, recipe.choice, tools.settings.sampling.guidance, tools.settings.sampling.batch, tell)
 
 
 def newest_checkpoint(store: Store, folder: str, training: str) -> Checkpoint | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -53,6 +53,12 @@ class FaceTools:
     embedder: FaceEmbedder
     parser: FaceParser
     clarity: ClarityReader = field(default_factory=ClarityReader)
+    second_embedder: FaceEmbedder | None = None
+
+    @property
+    def second(self) -> FaceTools | None:
+        """The same detector with the second recogniser; None where one alone votes."""
+        return None if self.second_embedder is None else replace(self, embedder=self.second_embedder, second_embedder=None)
 
     @property
     def recogniser_name(self) -> str:
@@ -67,7 +73,8 @@ class FaceTools:
     @property
     def licence(self) -> str:
         """Who may use these networks: each licence once."""
-        return "; ".join(dict.fromkeys((self.detector.licence, self.embedder.licence, self.parser.licence)))
+        networks = (self.detector, self.embedder, self.parser, *((self.second_embedder,) if self.second_embedder is not None else ()))
+        return "; ".join(dict.fromkeys(network.licence for network in networks))
 
     @property
     def same_person_distance(self) -> float:
@@ -89,6 +96,14 @@ class FaceTools:
         """Identity vectors (N, D) of faces found in this picture."""
         return self.embedder.embed_faces(picture, faces)
 
+    def embed_portraits(self, crops: Sequence[Picture]) -> Vectors:
+        """Identity vectors (P, D) of aligned crops (S, S, 3). Where the detector sees not exactly one face, the points are where the alignment put them."""
+        return np.stack([np.asarray(self.embed_faces(crop, [self._only_face(crop)])[0], np.float32) for crop in crops])
+
+    def _only_face(self, crop: Picture) -> Face:
+        faces = self.find_faces(crop)
+        return faces[0] if len(faces) == 1 else Face((0.0, 0.0, float(crop.shape[1]), float(crop.shape[0])), align.template_in_crop(crop.shape[0]), 0.0)
+
     def face_mask(self, crop: Picture) -> NDArray[np.uint8]:
         """(S, S) of an aligned crop (S, S, 3): 255 is face, with a soft edge."""
         return self.parser.face_mask(crop)
@@ -109,7 +124,8 @@ def face_tools(backends: Backends) -> FaceTools:
         RecipeError: a folder or a file is not there.
         IntegrityError: a file is not what its sha256 says, or nobody vouches for it.
     """
-    return FaceTools(DETECTORS[backends.detect](backends), EMBEDDERS[backends.identity](backends), PARSERS[backends.mask](backends))
+    second = None if backends.second_identity is None else EMBEDDERS[backends.second_identity](backends)
+    return FaceTools(DETECTORS[backends.detect](backends), EMBEDDERS[backends.identity](backends), PARSERS[backends.mask](backends), second_embedder=second)
 
 
 def dlib_tools() -> FaceTools:

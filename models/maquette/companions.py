@@ -27,8 +27,8 @@ from safetensors.numpy import save as save_arrays
 from likeness import digest
 from likeness.errors import IntegrityError, UnknownBase
 from likeness.records import BaseScores
-from models.faces import align
-from models.faces.face import Face, Vectors
+from likeness.settings import Sampling
+from models.faces.face import Vectors
 from models.faces.tools import FaceTools
 from models.maquette.vocabulary import NOUNS, training_caption
 
@@ -38,7 +38,6 @@ CLASS_COUNT = 48              # per sex: one per step of batch 4 is then seen ab
 BANK_SIZE = 200
 BANK_EPOCH = 1                # raise it when a bank made from the same pictures by the same networks may differ
 SCORES_FILE = HERE / "base_scores.json"
-SCORE_SEEDS = 8               # of each prompt of the battery
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,10 @@ def _kept_bank(path: Path, people: int) -> NDArray[np.float32] | None:
 
 
 def _embed_rendered(tools: FaceTools, data: bytes) -> Vectors:
-    """The identity vector of one picture of the bank. Where the detector sees not exactly one face, the points are where the alignment put them."""
+    """The identity vector of one picture of the bank."""
     with Image.open(io.BytesIO(data), formats=["WEBP"]) as picture:
         crop = np.asarray(picture.convert("RGB"))
-    faces = tools.find_faces(crop)
-    if len(faces) != 1:
-        faces = [Face((0.0, 0.0, float(crop.shape[1]), float(crop.shape[0])), align.template_in_crop(crop.shape[0]), 0.0)]
-    return np.asarray(tools.embed_faces(crop, faces)[0], np.float32)
+    return np.asarray(tools.embed_portraits([crop])[0], np.float32)
 
 
 def read_class_pictures(noun: str, *, side_px: int) -> tuple[NDArray[np.uint8], list[str]]:
@@ -131,37 +127,23 @@ def read_class_pictures(noun: str, *, side_px: int) -> tuple[NDArray[np.uint8], 
     return np.stack(pictures), words
 
 
-def read_base_scores(noun: str, *, revision: str, battery: str) -> BaseScores | None:
-    """The shipped scores of the maquette alone, if they are of this revision, battery (digest) and class noun."""
+def read_base_scores(noun: str, *, revision: str, battery: str, sampling: Sampling | None = None) -> BaseScores | None:
+    """The shipped scores of the maquette alone, if they are of this revision, battery (digest), class noun and, where it is given, way of sampling."""
     every = [BaseScores.model_validate_json(json.dumps(s)) for s in json.loads(SCORES_FILE.read_text())]
-    return next((s for s in every if (s.noun, s.revision, s.battery) == (noun, revision, battery)), None)
+    return next((s for s in every if (s.noun, s.revision, s.battery) == (noun, revision, battery)
+                 and (sampling is None or (s.steps, s.guidance) == (sampling.steps, sampling.guidance))), None)
 
 
 def make_base_scores() -> None:
     """Draw the default battery with the maquette alone, for each class noun, and measure what is drawn."""
-    from likeness import gate
     from likeness.settings import load_settings
     from models.captions.slots import SlotReader
     from models.diffusion import bases
-    from models.diffusion.sampler import sample
     from models.faces.tools import dlib_tools
-    from models.quality import measure
+    from models.quality.base import measure_base
 
     base, faces, reader, settings = bases.load("maquette"), dlib_tools(), SlotReader.load(HERE / "weights" / "clip"), load_settings()
-    wanted = settings.battery.model_copy(update={"seeds": SCORE_SEEDS}).every()
-    scores = []
-    for noun in (*NOUNS.values(), "person"):
-        images = sample(base, [p.text(noun) for p, _ in wanted], [s for _, s in wanted], steps=settings.sampling.steps, guidance=settings.sampling.guidance)
-        by_category: dict[str, list[int]] = {}
-        for (prompt, _), answer in zip(wanted, reader.read(images), strict=True):
-            right, asked = measure.slots_seen(prompt.slots, answer)
-            by_category.setdefault(prompt.category, []).extend([1] * right + [0] * (asked - right))
-        flags = [flag for category in by_category.values() for flag in category]
-        scores.append(BaseScores(
-            revision=base.ref.revision, battery=settings.battery.digest, noun=noun, samples=len(images),
-            one_face_share=float(np.mean([len(faces.find_faces(image)) == 1 for image in images])), editability=float(np.mean(flags)) if flags else None,
-            by_category={c: float(np.mean(f)) for c, f in by_category.items() if f},
-            diversity=measure.diversity([measure.thumbnail(i) for i, (p, _) in zip(images, wanted, strict=True) if p.category != gate.STYLISED])))
+    scores = [measure_base(base, faces, reader, settings.battery, settings.sampling, noun) for noun in (*NOUNS.values(), "person")]
     SCORES_FILE.write_text(json.dumps([s.plain() for s in scores], indent=1) + "\n")
 
 
@@ -231,15 +213,19 @@ def main() -> None:
 
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("what", choices=["classes", "scores", "bank"], nargs="+")
-    p.add_argument("--work", type=Path, required=True, help="work folder of pretrain: its crops are read")
+    p.add_argument("--work", type=Path, help="work folder of pretrain: its crops are read; scores need none")
     a = p.parse_args()
+    if "scores" in a.what:
+        make_base_scores()
+    if a.what == ["scores"]:
+        return
+    if a.work is None:
+        p.error("classes and bank need --work")
     crops, rows = data.load(a.work / "data")
     if "bank" in a.what:
         make_bank(crops, rows)
     if "classes" in a.what:
         make_class_pictures(rows)
-    if "scores" in a.what:
-        make_base_scores()
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ FIRST_SEED = 10_000            # a battery has 64 seeds at most, and begins at 0
 class Recogniser(Protocol):
     """What is needed of `models.faces.tools.FaceTools`."""
 
-    @property
-    def recogniser_name(self) -> str: ...
     def find_faces(self, picture: NDArray[np.uint8]) -> list[Any]: ...
     def embed_faces(self, picture: NDArray[np.uint8], faces: Sequence[Any]) -> NDArray[np.float32]: ...
 
@@ -80,7 +78,7 @@ class Scorer:
     faces: Recogniser
     reader: Reader
     sheet: Sheet
-    references: measure.References
+    identity: measure.Identity
     choice: Choice
     guidance: float | None
     batch: int = 8
@@ -88,10 +86,10 @@ class Scorer:
 
     def __call__(self, step: int) -> CurvePoint:
         images = sample(self.base, self.sheet.prompts, self.sheet.seeds, steps=self.choice.denoising_steps, guidance=self.guidance, batch=self.batch, progress=self.tell)
-        return point(step, images, self.sheet, self.references, faces=self.faces, reader=self.reader)
+        return point(step, images, self.sheet, self.identity, faces=self.faces, reader=self.reader)
 
 
-def point(step: int, images_NSSC: NDArray[np.uint8], sheet: Sheet, references: measure.References, *, faces: Recogniser, reader: Reader) -> CurvePoint:
+def point(step: int, images_NSSC: NDArray[np.uint8], sheet: Sheet, identity: measure.Identity, *, faces: Recogniser, reader: Reader) -> CurvePoint:
     """The scores of pictures of a sheet.
 
     Identity is the mean position of the unstylised ones, as the gate measures it: without exactly one face a picture counts 0, like one whose vector is
@@ -104,15 +102,14 @@ def point(step: int, images_NSSC: NDArray[np.uint8], sheet: Sheet, references: m
         right, of = measure.slots_seen(asked, reader.read(image[None])[0]) if asked else (0, 0)
         seen.append(measure.Seen("0" * 64, category, len(found), vector, measure.thumbnail(image), slots_right=right, slots_asked=of))
     asked_for = sum(s.slots_asked for s in seen)
-    return CurvePoint(step=step, identity=_identity(seen, references, faces.recogniser_name), samples=len(seen),
+    return CurvePoint(step=step, identity=_identity(seen, identity), samples=len(seen),
                       obedience=sum(s.slots_right for s in seen) / asked_for if asked_for else None)
 
 
-def _identity(seen: Sequence[measure.Seen], references: measure.References, backend: str) -> float | None:
-    if not len(references.witnesses) or not np.isfinite(references.witnesses).all():
+def _identity(seen: Sequence[measure.Seen], identity: measure.Identity) -> float | None:
+    if not len(identity.witnesses) or not np.isfinite(identity.witnesses).all():
         return None
-    measured = measure.measure(seen, references, backend=backend, bank="")
-    plain = [score for score in measured.scores if score.category != gate.STYLISED]
-    if not plain or gate.position(measured.floor, floor=measured.floor, ceiling=measured.ceiling) is None:
+    floor, plain = identity.recogniser.floor, [s for s in seen if s.category != gate.STYLISED]
+    if not plain or gate.position(floor, floor=floor, ceiling=identity.recogniser.ceiling) is None:
         return None
-    return sum(score.position or 0.0 for score in plain) / len(plain)
+    return sum(identity.place(s, s.embedding)[1] or 0.0 for s in plain) / len(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likeness import gate
-from likeness.records import Finding, Measurements, SampleScore
+from likeness.records import BaseScores, Finding, Measurements, Recogniser, SampleScore
 
 Vectors = NDArray[np.float32]
 FALSE_ACCEPT_RATE = 0.01       # of the impostor bank, at the threshold that a subject's samples are held to
@@ -37,16 +38,51 @@ class Seen:
     findings: tuple[Finding, ...] = ()
     slots_right: int = 0
     slots_asked: int = 0
+    second: Vectors | None = None      # the embedding of the second recogniser, where one votes
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whom one recogniser compares samples with. Distances are Euclidean, as dlib's recogniser means them.
+
+    The reference is the centroid of the *witnesses*, portraits that training never saw.
+    """
+
+    backend: str
+    bank: str
+    witnesses: Vectors           # (W, D): held-out portraits
+    own: Vectors                 # (P, D): all usable portraits
+    impostors: Vectors           # (M, D): the bank
+
+    @cached_property
+    def centroid(self) -> Vectors:
+        return np.asarray(self.witnesses.mean(0))
+
+    @cached_property
+    def recogniser(self) -> Recogniser:
+        """Floor, ceiling, and the threshold: the distance below which FALSE_ACCEPT_RATE of the impostor bank falls."""
+        impostors, ceiling = np.linalg.norm(self.impostors - self.centroid, axis=1), leave_one_out(self.own)
+        floor = float(np.median(impostors))
+        return Recogniser(backend=self.backend, bank=self.bank, threshold=float(np.quantile(impostors, FALSE_ACCEPT_RATE)),
+                          ceiling=ceiling if np.isfinite(ceiling) else floor, floor=floor)
+
+    def place(self, seen: Seen, vector: Vectors | None) -> tuple[float | None, float | None]:
+        """(distance, position) of a sample; None where it has not exactly one face, or its embedding failed, which never passes."""
+        if seen.faces != 1 or vector is None or not np.isfinite(vector).all():
+            return None, None
+        distance = float(np.linalg.norm(vector - self.centroid))
+        ceiling = leave_one_out(self.own)
+        return distance, gate.position(distance, floor=self.recogniser.floor, ceiling=ceiling)
 
 
 @dataclass(frozen=True)
 class References:
-    """Whom the samples are compared with. Distances are Euclidean, as dlib's recogniser means them."""
+    """What the samples of one subject are held against."""
 
-    witnesses: Vectors           # (W, D): held-out portraits
-    own: Vectors                 # (P, D): all usable portraits
-    impostors: Vectors           # (M, D): the bank
-    training: NDArray[np.float32]   # (N, 32, 32, 3): thumbnails of the training crops
+    identity: Identity
+    training: NDArray[np.float32]      # (N, 32, 32, 3): thumbnails of the training crops
+    base: BaseScores | None = None     # what the base alone draws on the same battery
+    second: Identity | None = None     # as a second recogniser sees the same people
 
 
 def thumbnail(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -84,24 +120,19 @@ def leave_one_out(own: Vectors) -> float:
     return float(np.median([np.linalg.norm(v - (total - v) / (len(own) - 1)) for v in own]))
 
 
-def measure(samples: Sequence[Seen], references: References, *, backend: str, bank: str) -> Measurements:
-    """Turn what was seen into the gate's numbers.
+def measure(samples: Sequence[Seen], references: References, *, bare: Sequence[Seen] = ()) -> Measurements:
+    """Turn what was seen into the gate's numbers; `bare` are samples of the class noun alone."""
+    first = references.identity.recogniser
+    return Measurements(
+        backend=first.backend, bank=first.bank, threshold=first.threshold, ceiling=first.ceiling, floor=first.floor, usable_portraits=len(references.identity.own),
+        diversity=diversity([s.thumbnail for s in samples if s.category != gate.STYLISED]), scores=tuple(_score(s, references) for s in samples),
+        apart=distances([s.thumbnail for s in samples]), bare=tuple(_score(s, references) for s in bare), base=references.base,
+        second=None if references.second is None else references.second.recogniser)
 
-    The reference of identity is the centroid of the *witnesses*, portraits that training never saw. Threshold: the distance below which
-    FALSE_ACCEPT_RATE of the impostor bank falls. A face whose embedding failed counts as not measured, which never passes.
-    """
-    centroid = references.witnesses.mean(0)
-    impostors = np.linalg.norm(references.impostors - centroid, axis=1)
-    floor, threshold = float(np.median(impostors)), float(np.quantile(impostors, FALSE_ACCEPT_RATE))
-    ceiling = leave_one_out(references.own)
-    scores = []
-    for seen in samples:
-        distance = position = None
-        if seen.faces == 1 and seen.embedding is not None and np.isfinite(seen.embedding).all():
-            distance = float(np.linalg.norm(seen.embedding - centroid))
-            position = gate.position(distance, floor=floor, ceiling=ceiling)
-        nearest = min((appearance_distance(seen.thumbnail, t) for t in references.training), default=None)
-        scores.append(SampleScore(image=seen.image, category=seen.category, faces=seen.faces, identity_distance=distance, position=position,
-                                  nearest_training=nearest, findings=seen.findings, slots_right=seen.slots_right, slots_asked=seen.slots_asked))
-    return Measurements(backend=backend, bank=bank, threshold=threshold, ceiling=ceiling if np.isfinite(ceiling) else floor, floor=floor,
-                        usable_portraits=len(references.own), diversity=diversity([s.thumbnail for s in samples if s.category != gate.STYLISED]), scores=tuple(scores), apart=distances([s.thumbnail for s in samples]))
+
+def _score(seen: Seen, references: References) -> SampleScore:
+    distance, position = references.identity.place(seen, seen.embedding)
+    second = (None, None) if references.second is None else references.second.place(seen, seen.second)
+    nearest = min((appearance_distance(seen.thumbnail, t) for t in references.training), default=None)
+    return SampleScore(image=seen.image, category=seen.category, faces=seen.faces, identity_distance=distance, position=position, nearest_training=nearest,
+                       findings=seen.findings, slots_right=seen.slots_right, slots_asked=seen.slots_asked, second_distance=second[0], second_position=second[1])

@@ -38,7 +38,8 @@ seeds = 4
 prompts = [{category = "plain", template = "a photo of a {who}"}, {category = "place", template = "a photo of a {who} on a beach"}]
 """
 # A policy under which anything passes: what is tested with it is what happens after acceptance.
-OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n"
+UNCOMPARED = "min_editability_share = 0.0\nmin_diversity_share = 0.0\nmax_drift_share = 1.0\n"        # with what the base alone does, which would be drawn first
+OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n" + UNCOMPARED
 pytestmark = pytest.mark.timeout(1800)
 
 
@@ -296,7 +297,7 @@ def test_an_accepted_second_attempt_is_registered_with_its_own_recipe_and_lineag
     home = elsewhere(undisturbed[0], tmp_path / "home")
     written = 'ladder = [{method = "lora", steps = 12, checkpoint_every = 4, batch = 2, rank = 4, decoder_steps = 4, targets = ["attention"]}]\n'
     spoilt = CONFIG.replace("steps = 12", "steps = 1\nlearning_rate = 0.5")                       # not one face is left
-    code, result, err = finish(twice(home, written + spoilt + "\n[gate]\nmin_identity_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n"))
+    code, result, err = finish(twice(home, written + spoilt + "\n[gate]\nmin_identity_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n" + UNCOMPARED))
     assert code == 0, err
     assert [a["verdict"] for a in result["attempts"]] == ["retry", "accepted"]
     assert [r["code"] for r in result["attempts"][0]["reasons"]] == ["faces"]

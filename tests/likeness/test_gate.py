@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from likeness.gate import GATED, GatePolicy, is_copy, is_person, judge, position
-from likeness.records import Finding, FindingCode, Measurements, SampleScore
+from likeness.gate import GATED, GatePolicy, fewest_followed, is_copy, is_person, judge, position, spread
+from likeness.records import BaseScores, Finding, FindingCode, Measurements, Recogniser, SampleScore
 
 DIGEST = "0" * 64
 POLICY = GatePolicy()
+
+
+def base_scores(spread: float | None = 0.2, **slots: tuple[int, int]) -> BaseScores:
+    return BaseScores(revision="1", battery=DIGEST, steps=20, guidance=3.0, noun="man", samples=64, one_face_share=1.0, editability=0.5, by_category={}, slots=slots, diversity=0.25,
+                      spread=spread)
+
+
+BASE = base_scores()
 
 
 def score(distance: float | None = 0.3, *, faces: int | None = 1, nearest: float | None = 0.2, category: str = "plain", codes: Iterable[str] = (),
@@ -24,8 +34,14 @@ def score(distance: float | None = 0.3, *, faces: int | None = 1, nearest: float
                        findings=tuple(Finding(code=code, score=1.0, threshold=0.5) for code in codes))      # type: ignore[arg-type]
 
 
-def measured(*scores: SampleScore, ceiling: float = 0.25, floor: float = 0.65, portraits: int = 10, apart: tuple[tuple[float, ...], ...] = ()) -> Measurements:
-    return Measurements(backend="dlib", bank=DIGEST, threshold=0.45, ceiling=ceiling, floor=floor, usable_portraits=portraits, scores=scores, apart=apart)
+def on_a_line(*places: float) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(abs(a - b) for b in places[:i]) for i, a in enumerate(places))
+
+
+def measured(*scores: SampleScore, ceiling: float = 0.25, floor: float = 0.65, portraits: int = 10, apart: tuple[tuple[float, ...], ...] | None = None) -> Measurements:
+    """Samples that differ, and strangers where nobody in particular was asked for, unless a test says something else."""
+    return Measurements(backend="dlib", bank=DIGEST, threshold=0.45, ceiling=ceiling, floor=floor, usable_portraits=portraits, scores=scores,
+                        apart=on_a_line(*range(len(scores))) if apart is None else apart, bare=(score(0.6),) * 4, base=BASE)
 
 
 @pytest.mark.parametrize(("scores", "kind", "code"), [
@@ -92,16 +108,13 @@ def names(count: int) -> list[str]:
     return [f"{i:064x}" for i in range(count)]
 
 
-def on_a_line(*places: float) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(abs(a - b) for b in places[:i]) for i, a in enumerate(places))
-
-
 def test_the_most_alike_comes_first_then_each_time_what_is_farthest_from_all_so_far() -> None:
     images = names(10)
     scores = [score(0.3 if i != 4 else 0.25, image=image) for i, image in enumerate(images)]
     found = judge(measured(*scores, apart=on_a_line(0, 1, 2, 3, 4, 5, 6, 7, 8, 10)), POLICY.model_copy(update={"max_delivered": 4}))
     assert found.delivered == (images[4], images[9], images[0], images[7])
-    assert judge(measured(*scores, apart=on_a_line(*[0.0] * 10)), POLICY).delivered[:3] == (images[4], images[0], images[1])
+    alike = judge(measured(*scores, apart=on_a_line(*[0.0] * 10)), POLICY.model_copy(update={"min_diversity_share": 0.0}))
+    assert alike.delivered[:3] == (images[4], images[0], images[1])
 
 
 def test_no_more_than_the_policy_says_no_picture_twice_none_with_a_finding() -> None:
@@ -143,3 +156,107 @@ def test_editability_is_the_share_of_asked_slots_and_none_when_none_is_asked() -
     scores = [score().model_copy(update={"slots_right": right, "slots_asked": asked}) for right, asked in ((1, 2), (0, 1), (0, 0))]
     assert judge(measured(*scores), POLICY).scores["editability"] == pytest.approx(1 / 3)
     assert judge(measured(*scores[2:]), POLICY).scores["editability"] is None
+
+
+# -- against the base alone
+
+STRICT = POLICY.model_copy(update={"max_drift_share": 0.25})
+
+
+def codes_of(found: Measurements, policy: GatePolicy = POLICY) -> set[str]:
+    return {r.code for r in judge(found, policy).reasons}
+
+
+@pytest.mark.parametrize(("change", "code"), [
+    ({"bare": (score(0.6),) * 2 + (score(0.3),) * 2}, "drift"),
+    ({"bare": (score(0.6),) * 2 + (score(faces=0),) * 2}, "drift"),
+    ({"bare": ()}, "drift"),
+    ({"apart": on_a_line(*[0.0] * 9, 5.0)}, "diversity"),
+    ({"apart": ()}, "diversity"),
+    ({"base": None}, "diversity"),
+    ({"base": base_scores(None)}, "diversity"),
+    ({"base": base_scores(50.0)}, "diversity"),
+], ids=["two of four are the subject", "two of four show no face", "no bare samples", "all alike but one", "distances unmeasured", "base unmeasured", "base without spread", "base far more varied"])
+def test_what_is_held_against_the_base_refuses_for_its_own_reason(change: dict[str, Any], code: str) -> None:
+    good = measured(*[score()] * 10)
+    assert codes_of(good, STRICT) == {"accepted"}
+    assert codes_of(good.model_copy(update=change), STRICT) == {code}
+
+
+def test_one_bare_sample_in_four_may_be_taken_for_the_subject() -> None:
+    assert codes_of(measured(*[score()] * 10).model_copy(update={"bare": (score(0.6),) * 3 + (score(0.3),)}), STRICT) == {"accepted"}
+
+
+def test_drift_is_reported_where_it_is_not_asked_about() -> None:
+    verdict = judge(measured(*[score()] * 10).model_copy(update={"bare": (score(0.3),) * 4}), POLICY)
+    assert (verdict.kind, verdict.scores["drift_share"]) == ("accepted", 1.0)
+
+
+def test_a_stranger_is_refused_for_identity_alone_however_alike_his_samples_are() -> None:
+    assert codes_of(measured(*[score(0.6)] * 10, apart=on_a_line(*[0.0] * 10))) == {"identity"}
+
+
+@pytest.mark.parametrize(("asked", "base", "fewest"), [
+    (2, (8, 8), 0),            # at 0.8 x 8.5/9 both are missed in 6 of 100
+    (4, (8, 8), 2),
+    (16, (0, 64), 0),          # a base that follows nothing asks for nothing
+    (16, (32, 64), 3),
+    (160, (32, 64), 54),
+], ids=["two", "four", "deaf base", "half of sixteen", "half of many"])
+def test_fewest_followed_is_a_quantile_of_what_the_base_alone_would_do(asked: int, base: tuple[int, int], fewest: int) -> None:
+    found = fewest_followed({"place": asked}, base_scores(place=base), POLICY)
+    rate = POLICY.min_editability_share * (base[0] + 0.5) / (base[1] + 1)
+    below = sum(math.comb(asked, k) * rate ** k * (1 - rate) ** (asked - k) for k in range(found or 0))
+    assert below < POLICY.editability_doubt <= below + math.comb(asked, found or 0) * rate ** (found or 0) * (1 - rate) ** (asked - (found or 0))
+    assert found == fewest
+
+
+def test_prompts_that_are_not_followed_refuse_and_so_does_a_base_that_nobody_asked() -> None:
+    def with_slots(right: int, **base: tuple[int, int]) -> Measurements:
+        place = score(category="place").model_copy(update={"slots_right": right, "slots_asked": 1})
+        return measured(*[score()] * 6, *[place] * 6).model_copy(update={"base": base_scores(**base)})
+    assert codes_of(with_slots(0, place=(32, 64))) == {"editability"}
+    assert codes_of(with_slots(1, place=(32, 64))) == {"accepted"}
+    assert codes_of(with_slots(0, place=(1, 64))) == {"accepted"}
+    assert codes_of(with_slots(1, hat=(32, 64))) == {"editability"}
+    assert judge(with_slots(1, place=(32, 64)), POLICY).scores["editability.place"] == 1.0
+
+
+def test_a_policy_that_asks_nothing_wants_nothing_measured() -> None:
+    open_policy = POLICY.model_copy(update={"min_editability_share": 0.0, "min_diversity_share": 0.0, "max_drift_share": 1.0})
+    assert codes_of(measured(*[score()] * 10).model_copy(update={"base": None, "bare": (), "apart": ()}), open_policy) == {"accepted"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=9), st.integers(2, 5))
+def test_spread_is_the_best_choice_of_samples_and_one_more_sample_never_lowers_it(places: list[float], count: int) -> None:
+    apart, everything = on_a_line(*places), range(len(places))
+    best = max((min(apart[max(pair)][min(pair)] for pair in itertools.combinations(chosen, 2)) for chosen in itertools.combinations(everything, count)), default=None)
+    assert spread(apart, everything, count=count) == best
+    fewer = spread(apart, everything[:-1], count=count)
+    assert fewer is None or (best is not None and best >= fewer)
+
+
+# -- a second recogniser
+
+SECOND = Recogniser(backend="other", bank=DIGEST, threshold=0.5, ceiling=0.2, floor=0.7)
+
+
+@pytest.mark.parametrize(("distance", "where", "person"), [(0.3, 0.8, True), (0.51, 0.8, False), (0.3, 0.3, False), (None, None, False)],
+                         ids=["both", "too far", "too near to strangers", "unmeasured"])
+def test_a_sample_is_the_person_if_both_recognisers_say_so(distance: float | None, where: float | None, person: bool) -> None:
+    sample = score().model_copy(update={"second_distance": distance, "second_position": where})
+    found = measured(sample).model_copy(update={"second": SECOND})
+    assert is_person(sample, found, POLICY) is person
+    assert is_person(sample, measured(sample), POLICY)
+    everything = measured(*[sample] * 10).model_copy(update={"second": SECOND, "bare": (score(0.6).model_copy(update={"second_distance": 0.6, "second_position": 0.2}),) * 4})
+    assert codes_of(everything) == ({"accepted"} if person else {"identity"})
+
+
+def test_a_second_recogniser_that_cannot_tell_the_subject_from_strangers_needs_other_photos() -> None:
+    assert judge(measured(*[score()] * 10).model_copy(update={"second": SECOND.model_copy(update={"ceiling": 0.68})}), POLICY).kind == "needs_photos"
+
+
+def test_the_policy_does_not_change_by_accident() -> None:
+    assert POLICY.digest == "fc9d4dbe40db0801c9577d629f5e228f803d483eced1c86b56a4252e52814099", (
+        "the shipped policy is another one: every adapter will be judged anew. Say in CHANGELOG.md and docs/log.md what changed and why")

@@ -140,6 +140,7 @@ def test_every_retry_of_the_gate_has_a_rule() -> None:
     judged = gate.judge(Measurements(backend="dlib", bank="b", threshold=0.4, ceiling=0.2, floor=0.6, usable_portraits=8, scores=(score,) * 8), GatePolicy())
     assert judged.kind == "retry"
     assert {r.code for r in judged.reasons} == {"faces", "identity", "copies", "defects"} <= set(RULES)
+    assert {"editability", "diversity", "drift"} <= set(RULES)      # tests/likeness/test_gate.py has them refuse
 
 
 def test_the_first_accepted_counts_or_else_the_most_recognisable() -> None:

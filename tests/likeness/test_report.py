@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 import re
@@ -27,6 +28,7 @@ from likeness.records import (
     Measurements,
     PhotoJudgement,
     Reason,
+    Recogniser,
     Release,
     Sample,
     SampleScore,
@@ -64,7 +66,7 @@ def whole_view(files: list[Path] | None = None, *, words: str = "a photo of sks 
         return picture(files[i % len(files)] if files else None, 40 * i, side=side)
     made = scores(16)
     measured = Measurements(backend="dlib", bank="a" * 64, threshold=0.45, ceiling=0.25, floor=0.65, usable_portraits=8, scores=made)
-    policy = GatePolicy()
+    policy = GatePolicy(min_editability_share=0.0, min_diversity_share=0.0, max_drift_share=1.0)        # nobody measured the base
     prompts = [("place", "a photo of sks woman on a beach"), ("clothes", words), ("light", "a photo of sks woman, neon light"), ("style", "a painting of sks woman")]
     judged = [PhotoJudgement(name=f"holiday/{i}.jpg", verdict="accept", reason=None, message="used") for i in range(5)]
     judged += [PhotoJudgement(name="group.jpg", verdict="reject", reason="many_faces", message="4 faces were found: crop the picture to one person"),
@@ -229,7 +231,8 @@ def test_the_base_alone_stands_beside_what_the_adapter_reaches_and_is_left_out_w
     assert view.measured is not None
     assert view.policy is not None
     measured = view.measured.model_copy(update={"diversity": 0.15})
-    base = BaseScores(revision="1", battery="e" * 64, noun="woman", samples=64, one_face_share=0.97, editability=0.41, by_category={"place": 0.41}, diversity=0.2)
+    base = BaseScores(revision="1", battery="e" * 64, steps=20, guidance=3.0, noun="woman", samples=64, one_face_share=0.97, editability=0.41, by_category={"place": 0.41},
+                      slots={"place": (7, 17)}, diversity=0.2, spread=0.16)
     view = ReportView(**(vars(view) | {"verdict": judge(measured, view.policy)}))
     text = read(render_report(ReportView(**(vars(view) | {"base_scores": base})))).text
     for expected in ("base alone 97\u00a0%", "base alone 41\u00a0%", "Prompt details followed", "75\u00a0%"):
@@ -257,6 +260,33 @@ def test_the_choice_of_the_checkpoint_is_drawn_and_in_numbers() -> None:
     bare = render_report(ReportView(**(vars(view) | {"adapter": view.adapter.model_copy(update={"curve": unmeasured})})))
     assert len(read(bare).tags) < len(reader.tags)
     assert "ended early" not in bare
+
+
+def test_what_is_held_against_the_base_and_what_a_second_recogniser_says_is_shown() -> None:
+    view = whole_view()
+    assert view.measured is not None
+    policy = GatePolicy(max_drift_share=0.25)
+    place = {"place": (20, 40), "style": (10, 20)}
+    base = BaseScores(revision="1", battery="e" * 64, steps=20, guidance=3.0, noun="woman", samples=64, one_face_share=1.0, editability=0.5, by_category={"place": 0.5},
+                      slots=place, diversity=0.2, spread=0.16)
+    two = Recogniser(backend="insightface-0", bank="b" * 64, threshold=0.5, ceiling=0.21, floor=0.73)
+    made = [s.model_copy(update={"second_distance": 0.3, "second_position": 0.77}) for s in view.measured.scores]
+    bare = [made[0].model_copy(update={"image": "9" * 64, "slots_right": 0, "slots_asked": 0}), made[1].model_copy(update={"image": "8" * 64, "identity_distance": 0.64, "position": 0.02})]
+    apart = tuple(tuple(0.12 for _ in range(i)) for i in range(len(made)))
+    measured = view.measured.model_copy(update={"second": two, "scores": tuple(made), "bare": tuple(bare), "base": base, "apart": apart})
+    verdict = judge(measured, policy)
+    nobody = tuple(SampleView(view.samples[i].sample.model_copy(update={"prompt": "a photo of a woman", "image": view.samples[i].sample.image.model_copy(update={"sha256": s.image})}),
+                              view.samples[i].image, s) for i, s in enumerate(bare))
+    shown = ReportView(**(vars(view) | {"measured": measured, "policy": policy, "verdict": verdict, "base_scores": base, "bare": nobody,
+                                        "samples": tuple(dataclasses.replace(item, score=s) for item, s in zip(view.samples, made, strict=True))}))
+    text = " ".join(read(render_report(shown)).text.split())
+    for expected in ("Prompt details followed67 % · at least", "This person where nobody was asked for50 % · at most 25 %",
+                     "Diversity of samples that are this person, of what the base alone draws75 % · at least 30 %",
+                     "insightface-0, must agree: to it strangers are at 0.73, own photos at 0.21", "second opinion 77 %", "nobody in particular", "must not be this person"):
+        assert expected in text, expected
+    assert text.count("must not be this person") == 1
+    alone = read(render_report(view)).text
+    assert "second opinion" not in alone and "nobody in particular" not in alone
 
 
 def test_findings_are_drawn_where_they_are_and_say_whether_they_count() -> None:

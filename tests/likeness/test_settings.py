@@ -189,6 +189,8 @@ def test_a_prompt_that_cannot_be_sampled_is_refused_here(monkeypatch: pytest.Mon
     ('mask = "dlib"', "backends.mask: found \"dlib\", allowed 'ellipse' or 'facexlib'"),
     ('detect = "insightface"', "backends.insightface: found {}, allowed a folder, because detect = 'insightface'"),
     ('mask = "facexlib"', "backends.facexlib: found {}, allowed a folder, because mask = 'facexlib'"),
+    ('second_identity = "dlib"', "backends.second_identity: found \"dlib\", allowed another recogniser than `identity`, which is 'dlib' already"),
+    ('second_identity = "insightface"', "backends.insightface: found {}, allowed a folder, because second_identity = 'insightface'"),
     ('facexlib.folder = "weights"', 'backends.facexlib.folder: found "weights", allowed an absolute path'),
     ('facexlib.sha256 = { "a.pth" = "abc" }', 'backends.facexlib.sha256.a.pth: found "abc", allowed'),
     ('insightface.sha256 = { "../a.onnx" = "' + "0" * 64 + '" }', "'../a.onnx' is none"),
@@ -196,7 +198,8 @@ def test_a_prompt_that_cannot_be_sampled_is_refused_here(monkeypatch: pytest.Mon
     ('captions_hub = "somebody/blip@main"', 'backends.captions_hub: found "somebody/blip@main", allowed match pattern'),
     ('captions_folder = "blip"', 'backends.captions_folder: found "blip", allowed an absolute path'),
     ("insightface.same_person_cosine = 1.0", "backends.insightface.same_person_cosine: found 1.0, allowed less than 1"),
-], ids=["no such recogniser", "no such mask", "detector without folder", "mask without folder", "relative folder", "no sha256", "a path", "captioner without folder", "a branch", "relative captioner", "cosine of a twin"])
+], ids=["no such recogniser", "no such mask", "detector without folder", "mask without folder", "the same recogniser twice", "second recogniser without folder", "relative folder",
+        "no sha256", "a path", "captioner without folder", "a branch", "relative captioner", "cosine of a twin"])
 def test_a_backend_that_cannot_be_is_refused_with_what_is_allowed(elsewhere: Path, lines: str, words: str) -> None:
     (elsewhere / "likeness.toml").write_text(f"[backends]\n{lines}\n")
     (line,) = problems()

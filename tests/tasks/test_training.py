@@ -18,7 +18,7 @@ from models.diffusion import checkpoint
 from models.diffusion.batches import TrainingInputs, encode
 from models.diffusion.loop import Job, fit
 from models.diffusion.methods import plan_of, step_of
-from models.maquette.companions import read_class_pictures
+from models.maquette.companions import read_base_scores, read_class_pictures
 from tasks import pictures, sampling, training
 from tasks.runtime import Tools
 
@@ -38,7 +38,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
     torch.set_num_threads(1)
     settings = load_settings(overrides={"home": str(tmp_path_factory.mktemp("home"))})
     battery = Battery(name="one", seeds=1, prompts=(BatteryPrompt(category="plain", template="a photo of a {who}"),))
-    return Tools(settings.model_copy(update={"battery": battery, "sampling": Sampling(steps=2)}))
+    return Tools(settings.model_copy(update={"battery": battery, "sampling": Sampling(steps=2, bare=2)}))
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,10 @@ def test_every_method_goes_from_portraits_to_an_adapter_to_samples(tools: Tools,
     assert not list(tools.store.list("subjects/ada/stages/train/" + Call(stage="train", subject="ada", params={"recipe": recipe.plain()}).key + "/"))
     call = Call(stage="sample", subject="ada", params={"recipe": recipe.plain(), "of": adapter.digest})
     outcome = tools.once(call, lambda claim: sampling._sample(tools, call, training_set, adapter, tools.settings.battery, claim), SampleSet)
-    (drawn,) = tools.open(outcome.ref, "ada", SampleSet).samples
+    whole = tools.open(outcome.ref, "ada", SampleSet)
+    (drawn,) = whole.samples
     assert drawn.prompt == "a photo of a zqaa woman"
+    assert [(s.prompt, s.seed) for s in whole.bare] == [("a photo of a woman", 0), ("a photo of a woman", 1)]
     assert pictures.get(tools.store, drawn.image).shape == (128, 128, 3)
 
 
@@ -124,6 +126,18 @@ def test_what_chooses_is_part_of_the_key_and_nothing_is_where_nobody_chooses(too
     assert found["backend"] == tools.faces.recogniser_name
     assert (found["bank"], found["slots"]) == (tools.bank.digest, tools.slots_digest)
     assert [prompt["template"] for prompt in found["prompts"]] == ["a photo of a {who}"]
+
+
+def test_what_the_base_alone_does_is_measured_once_and_kept_in_the_store(tools: Tools) -> None:
+    again = Tools(tools.settings)
+    assert again.base_scores("man") is None
+    found = tools.base_scores("man", measure=True)
+    assert found is not None and found.samples == 8 and found.battery == tools.settings.battery.digest
+    again.__dict__["base"] = None                      # whoever draws now fails
+    assert again.base_scores("man", measure=True) == found
+    assert len(list(tools.store.list("base-scores/"))) == 1
+    assert Tools(load_settings(overrides={"home": str(tools.settings.home)})).base_scores("man") == read_base_scores(
+        "man", revision=tools.base_ref.revision, battery=load_settings().battery.digest), "the shipped battery has shipped scores"
 
 
 def test_methods_are_all_tried() -> None:

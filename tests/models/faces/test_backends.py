@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pickle
 import shutil
@@ -20,14 +21,17 @@ from likeness import gate
 from likeness.errors import IntegrityError, LikenessError, RecipeError
 from likeness.intake.policy import IntakePolicy
 from likeness.settings import Backends, InsightfaceWeights, LocalWeights, load_settings
+from models.captions.slots import SlotReader
+from models.diffusion.bases import MAQUETTE
 from models.faces import align
 from models.faces.face import Face, FaceDetector, FaceEmbedder, FaceParser, Picture
 from models.faces.facexlib_faces import FACE_LABELS, BiSeNetMask
 from models.faces.insightface_faces import InsightFaces
 from models.faces.photos import Inspection, inspect_photos
-from models.faces.tools import DETECTORS, EMBEDDERS, PARSERS, FaceTools, face_tools
+from models.faces.tools import DETECTORS, EMBEDDERS, PARSERS, FaceTools, dlib_tools, face_tools
 from models.maquette.companions import Bank, bank_digest, bank_for, read_bank
-from models.quality import measure
+from models.quality import findings, measure
+from models.quality.looking import Looker
 
 SCRFD, MOBILEFACENET, RETINAFACE = "scrfd_2.5g_kps.onnx", "mobilefacenet_128d.onnx", "detection_mobilenet0.25_Final.pth"
 
@@ -269,12 +273,35 @@ def test_the_gate_knows_a_person_from_others_by_cosine(cosine: FaceTools, bank: 
 
     own = vectors("900001", slice(0, 8))
     thumb = np.zeros((32, 32, 3), np.float32)
-    references = measure.References(witnesses=own[:2], own=own, impostors=bank[0].embeddings, training=thumb[None])
+    references = measure.References(measure.Identity(cosine.recogniser_name, bank[0].digest, own[:2], own, bank[0].embeddings), thumb[None])
     seen = [measure.Seen(f"{n:064x}", "plain", 1, v, thumb) for n, v in enumerate([*vectors("900001", slice(8, 14)), *vectors("900004", slice(0, 6))])]
-    measured = measure.measure(seen, references, backend=cosine.recogniser_name, bank=bank[0].digest)
+    measured = measure.measure(seen, references)
     assert measured.floor - measured.ceiling > 0.15
     right = [gate.is_person(s, measured, gate.GatePolicy()) for s in measured.scores]
     assert sum(right[:6]) >= 5 and not any(right[6:])
+
+
+def test_two_recognisers_vote_and_either_may_refuse(cosine: FaceTools, bank: tuple[Bank, Path], files: Path, rendered_users: Path) -> None:
+    both = face_tools(Backends(second_identity="insightface", insightface=InsightfaceWeights(folder=files)))
+    assert both.second is not None and both.second.recogniser_name == cosine.recogniser_name and both.second.second is None
+    assert both.recogniser_name == "dlib" and both.name == dlib_tools().name, "what crops are keyed with stays"
+    pictures = {user: [read(p) for p in sorted((rendered_users / user).iterdir())[:8]] for user in ("900001", "900004")}
+    own = pictures["900001"][:5]
+    crops = [align.crop(p, align.fit(both.find_faces(p)[0].points), side_px=128) for p in own]
+    first, second = both.embed_portraits(crops), both.second.embed_portraits(crops)
+    thumb = np.zeros((1, 32, 32, 3), np.float32)
+    references = measure.References(measure.Identity("dlib", read_bank().digest, first[:2], first, read_bank().embeddings), thumb,
+                                    second=measure.Identity(bank[0].backend, bank[0].digest, second[:2], second, bank[0].embeddings))
+    looker = Looker(both, SlotReader.load(MAQUETTE / "weights" / "clip"), findings.usual([], base="none"))
+    seen = [looker.see(p, name=f"{n:064x}", category="plain", slots={}) for n, p in enumerate([*pictures["900001"][5:], *pictures["900004"][5:]])]
+    liar = dataclasses.replace(seen[0], second=seen[-1].second)              # one recogniser is fooled, the other one not
+    dumb = dataclasses.replace(seen[0], second=None)
+    measured = measure.measure([*seen, liar, dumb], references)
+    assert measured.second is not None and measured.second.bank == bank[0].digest and measured.second.floor - measured.second.ceiling > 0.15
+    verdicts = [gate.is_person(s, measured, gate.GatePolicy()) for s in measured.scores]
+    assert verdicts == [True] * 3 + [False] * 5
+    alone = measured.model_copy(update={"second": None})
+    assert gate.is_person(alone.scores[-2], alone, gate.GatePolicy())
 
 
 def test_every_recogniser_has_its_own_bank_made_once(cosine: FaceTools, bank: tuple[Bank, Path]) -> None:

@@ -56,7 +56,6 @@ def test_of_several_witnesses_one_chooses() -> None:
 class Eyes:
     """Sees in a grey picture of value v so many faces as v says, and a vector of its own for each."""
 
-    recogniser_name = "eyes"
 
     def __init__(self, faces: dict[int, int], vectors: dict[int, tuple[float, float]]) -> None:
         self.faces, self.vectors = faces, vectors
@@ -71,8 +70,8 @@ class Eyes:
         return [{"expression": ("smile" if crop[0, 0, 0] < 3 else "neutral", 0.9), "place": ("beach", 0.9), "style": ("photo", 0.9)} for crop in crops_NSSC]
 
 
-REFERENCES = measure.References(witnesses=np.array([[0.0, 0.0]], np.float32), own=np.array([[0.0, 0.0], [0.0, 0.0]], np.float32), training=np.zeros((0, 32, 32, 3), np.float32),
-                                impostors=np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32))      # floor 1, ceiling 0
+IDENTITY = measure.Identity("eyes", "", witnesses=np.array([[0.0, 0.0]], np.float32), own=np.array([[0.0, 0.0], [0.0, 0.0]], np.float32),
+                            impostors=np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32))      # floor 1, ceiling 0
 SHEET = Sheet.of([SMILE, BEACH, PLAIN, PAINTING], [], who="zqaa man", seeds=1)
 PICTURES = np.stack([np.full((8, 8, 3), v, np.uint8) for v in (1, 2, 3, 4)])
 ONE_FACE = dict.fromkeys((1, 2, 3, 4), 1)
@@ -85,7 +84,7 @@ NEAR = {1: (0.0, 0.0), 2: (0.5, 0.0), 3: (0.0, 2.0), 4: (9.0, 9.0)}
 ], ids=["mean position", "a painting need not be anybody", "two faces are none", "no faces", "a vector of NaN is nobody", "all of them"])
 def test_identity_is_the_mean_position_of_unstylised_pictures(faces: dict[int, int], vectors: dict[int, tuple[float, float]], identity: float) -> None:
     eyes = Eyes(faces, vectors)
-    found = point(50, PICTURES, SHEET, REFERENCES, faces=eyes, reader=eyes)
+    found = point(50, PICTURES, SHEET, IDENTITY, faces=eyes, reader=eyes)
     assert found.identity == pytest.approx(identity)
     assert found.obedience == pytest.approx(2 / 4)          # the smile and the beach; no red shirt, no painting
     assert (found.step, found.samples) == (50, 4)
@@ -97,10 +96,10 @@ def test_identity_is_the_mean_position_of_unstylised_pictures(faces: dict[int, i
 ], ids=["no witness", "one portrait", "photos of two people", "a witness of NaN"])
 def test_what_cannot_be_compared_is_not_measured(change: dict[str, NDArray[np.float32]]) -> None:
     eyes = Eyes(ONE_FACE, NEAR)
-    assert point(50, PICTURES, SHEET, replace(REFERENCES, **change), faces=eyes, reader=eyes).identity is None
+    assert point(50, PICTURES, SHEET, replace(IDENTITY, **change), faces=eyes, reader=eyes).identity is None
 
 
 def test_without_anything_asked_against_the_photos_there_is_no_obedience() -> None:
     eyes = Eyes(ONE_FACE, NEAR)
     sheet = Sheet.of([PLAIN] * 4, [], who="zqaa man", seeds=1)
-    assert point(50, PICTURES, sheet, REFERENCES, faces=eyes, reader=eyes).obedience is None
+    assert point(50, PICTURES, sheet, IDENTITY, faces=eyes, reader=eyes).obedience is None

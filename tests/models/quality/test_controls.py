@@ -24,8 +24,8 @@ from models.diffusion.methods import adapted, step_of, train
 from models.diffusion.sampler import sample
 from models.faces import align
 from models.faces.tools import FaceTools, dlib_tools
-from models.maquette.companions import read_bank, read_class_pictures
-from models.quality.measure import References, Seen, measure, thumbnail
+from models.maquette.companions import read_bank, read_base_scores, read_class_pictures
+from models.quality.measure import Identity, References, Seen, measure, thumbnail
 
 pytestmark = pytest.mark.timeout(1800)
 Picture = NDArray[np.uint8]
@@ -59,8 +59,9 @@ def verdict(samples: Sequence[Picture], demo: tuple[list[Picture], NDArray[np.fl
     for number, image in enumerate(samples):
         faces = tools.find_faces(image)
         seen.append(Seen(f"{number:064x}", categories[number] if categories else "plain", len(faces), tools.embed_faces(image, faces)[0] if len(faces) == 1 else None, thumbnail(image)))
-    references = References(witnesses=vectors[:2], own=vectors, impostors=read_bank().embeddings, training=np.stack([thumbnail(c) for c in crops[training]]))
-    return judge(measure(seen, references, backend="dlib", bank=read_bank().digest), GatePolicy())
+    base = read_base_scores("man", revision=bases.reference("maquette").revision, battery=load_settings().battery.digest)
+    references = References(Identity("dlib", read_bank().digest, vectors[:2], vectors, read_bank().embeddings), np.stack([thumbnail(c) for c in crops[training]]), base=base)
+    return judge(measure(seen, references), GatePolicy())
 
 
 def codes(found: Verdict) -> set[str]:

@@ -32,5 +32,10 @@ def test_the_shipped_base_scores_are_of_the_shipped_base_and_battery(noun: str) 
     scores = read_base_scores(noun, revision=revision, battery=battery)
     assert scores is not None
     assert scores.one_face_share >= 0.8
+    assert scores.spread is not None and 0 < scores.spread < (scores.diversity or 0)
+    assert sum(asked for _, asked in scores.slots.values()) == 4 * sum(len(p.slots) for p, _ in load_settings().battery.every())
+    sampling = load_settings().sampling
+    assert read_base_scores(noun, revision=revision, battery=battery, sampling=sampling) == scores
+    assert read_base_scores(noun, revision=revision, battery=battery, sampling=sampling.model_copy(update={"steps": 4})) is None
     assert read_base_scores(noun, revision="another", battery=battery) is None
     assert read_base_scores(noun, revision=revision, battery="another") is None
