@@ -109,9 +109,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = next(p for p in row["judged"] if p["step"] == step)
         return found
     takes = {"chosen": lambda r: r["chosen"], "last": lambda r: r["judged"][-1]["step"], "in hindsight": lambda r: knee([CurvePoint(**p) for p in r["judged"]]).step}
-    return {name: {score: float(np.mean([of(row, take(row))[score] for row in rows])) for score in SCORES}
-            | {"product": float(np.mean([of(row, take(row))["identity"] * of(row, take(row))["obedience"] for row in rows])),
-               "steps": [take(row) for row in rows]} for name, take in takes.items()}
+    return {name: {score: float(np.mean([of(row, take(row))[score] for row in rows])) for score in SCORES} | {"steps": [take(row) for row in rows]} for name, take in takes.items()}
 
 
 def main() -> None:
@@ -148,7 +146,7 @@ def main() -> None:
             table.add_row(row["user"], str(mine["step"]), *("-" if q[s] is None else f"{q[s]:.3f}" for q in (mine, theirs) for s in SCORES), "chosen" if mine["step"] == row["chosen"] else "")
     Console().print(table)
     for name, means in found["summary"].items():
-        print(f"{name}: identity {means['identity']:.3f}, obedience {means['obedience']:.3f}, product {means['product']:.3f}, steps {means['steps']}")
+        print(f"{name}: identity {means['identity']:.3f}, obedience {means['obedience']:.3f}, steps {means['steps']}")
     print(f"seconds: training {np.median([r['train_s'] for r in rows]):.0f}, drawing a point {np.median([r['draw_s'] for r in rows]):.1f}, looking at it {np.median([r['look_s'] for r in rows]):.1f}")
 
 

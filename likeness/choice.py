@@ -1,8 +1,8 @@
 """Which checkpoint of a training becomes the Adapter. Pure: points of a curve in, one of them out.
 
-With every step a training draws the person better, and obeys prompts worse that contradict the photos. The knee is where a little more of the
-one begins to cost as much of the other. Both scores are shares, so "as much" is: their product no longer grows. The largest rectangle under the curve does
-not depend on how either is scaled, and a checkpoint that has lost one of the two altogether never wins.
+With every step a training draws the person better, and obeys prompts worse that contradict the photos. The knee is where one hundredth more of the one begins
+to cost a hundredth of the other: where the sum of both, which are shares, is largest. Their product would not depend on how either is scaled, but of few pictures
+it hangs on one detail seen by chance (docs/log.md, 2026-11-27).
 
 A point's merit depends on nothing but itself, so the winner among the first points is the only one of them that can win later: no other need be kept.
 """
@@ -17,17 +17,17 @@ from likeness.records import CurvePoint
 FALLS = 2                      # so often in a row both scores fall before a training is ended
 
 
-def merit(point: CurvePoint) -> tuple[int, float, float, int]:
+def merit(point: CurvePoint) -> tuple[int, float, int]:
     """What points are compared by, greater is better.
 
     Measured whole comes before measured in part: identity alone counts where nothing was asked against the photos; without identity nothing counts, and
-    of such points the last is taken, as if none had been scored. Equals go by the sum of both scores, then to the earlier step, which has moved less.
+    of such points the last is taken, as if none had been scored. Equals, to nine digits, go to the earlier step, which has moved less.
     """
     if point.identity is None:
-        return 0, 0.0, 0.0, point.step
+        return 0, 0.0, point.step
     if point.obedience is None:
-        return 1, point.identity, 0.0, -point.step
-    return 2, point.identity * point.obedience, point.identity + point.obedience, -point.step
+        return 1, round(point.identity, 9), -point.step
+    return 2, round(point.identity + point.obedience, 9), -point.step
 
 
 def knee(points: Sequence[CurvePoint]) -> CurvePoint:

@@ -56,7 +56,7 @@ class Choice(Record):
 
     points: int = Field(0, ge=0, le=50, description="checkpoints that are scored, evenly spaced, the last step among them; 0: the last step it is, unscored")
     first: float = Field(0.5, gt=0, le=1, description="share of the steps at which the first of them lies")
-    seeds: int = Field(1, ge=1, le=16, description="pictures of each prompt of the battery for one score, with seeds that the battery does not use")
+    seeds: int = Field(1, ge=1, le=16, description="pictures of each prompt of the battery for one score, each with a seed of its own that the battery does not use")
     denoising_steps: int = Field(10, ge=1, le=1000, description="of these pictures")
 
     @model_validator(mode="after")

@@ -65,9 +65,12 @@ class Sheet:
 
     @staticmethod
     def of(prompts: Sequence[BatteryPrompt], captions: Sequence[Caption], *, who: str, seeds: int) -> Sheet:
-        """`seeds` pictures of every prompt of a battery; `who` stands for the person, e.g. "zqaa woman"."""
-        rows = [(prompt, asked, FIRST_SEED + seed) for prompt, asked in zip(prompts, contradictions(prompts, captions), strict=True) for seed in range(seeds)]
-        return Sheet(tuple(p.text(who) for p, _, _ in rows), tuple(seed for _, _, seed in rows), tuple(p.category for p, _, _ in rows), tuple(a for _, a, _ in rows))
+        """`seeds` pictures of every prompt of a battery, each with a seed of its own; `who` stands for the person, e.g. "zqaa woman".
+
+        Pictures of one seed show one composition under every prompt: eight of them would be one picture of the person, not eight.
+        """
+        rows = [(prompt, asked) for prompt, asked in zip(prompts, contradictions(prompts, captions), strict=True) for _ in range(seeds)]
+        return Sheet(tuple(p.text(who) for p, _ in rows), tuple(range(FIRST_SEED, FIRST_SEED + len(rows))), tuple(p.category for p, _ in rows), tuple(a for _, a in rows))
 
 
 @dataclass(frozen=True)

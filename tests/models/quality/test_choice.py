@@ -39,7 +39,7 @@ def test_what_contradicts_the_photos(slots: list[dict[str, str]], asked: list[di
 def test_a_sheet_has_every_prompt_with_seeds_that_no_battery_has() -> None:
     sheet = Sheet.of([SMILE, PLAIN], captions({"expression": "smile"}), who="zqaa man", seeds=2)
     assert sheet.prompts == ("zqaa man smiling", "zqaa man smiling", "zqaa man", "zqaa man")
-    assert sheet.seeds == (FIRST_SEED, FIRST_SEED + 1) * 2
+    assert sheet.seeds == tuple(FIRST_SEED + i for i in range(4))         # one seed is one composition, whatever the prompt
     assert sheet.asked == ({}, {}, {}, {})
     battery = load_settings().battery
     assert max(seed for _, seed in battery.model_copy(update={"seeds": 64}).every()) < FIRST_SEED
