@@ -104,7 +104,7 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
 def method_rows() -> list[Row]:
     """The four methods, with the tuned decoder and with the base's own, and the scripts; a method, then its script."""
     made: list[Row] = []
-    for method in ("lora", "dreambooth", "textual_inversion", "pivotal"):
+    for method in ("lora", "textual_inversion", "dreambooth", "pivotal"):          # what costs less comes first
         recipe = recipe_of(preset(method, "maquette"))
         made.append(Row(method, recipe))
         if method in RIVALS:
@@ -364,7 +364,7 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=Path("bench-results"))
     p.add_argument("--threads", type=int, default=1, help="of both sides")
     p.add_argument("--steps", type=int, help="training steps of every row, 20 or more: a rehearsal")
-    p.add_argument("--rows", help="only rows whose names begin with one of these, with commas between")
+    p.add_argument("--rows", nargs="+", metavar="NAME", help="only the rows of these names")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--rates", action="store_true", help="every learning rate of the scripts, on the first user")
     what.add_argument("--checkpoints", action="store_true", help="lora and its script at each checkpoint")
@@ -390,7 +390,10 @@ def main() -> int:
     kind = next((k for k in ("rates", "checkpoints", "ablations") if getattr(a, k)), "")
     rows = {"rates": rate_rows, "checkpoints": checkpoint_rows, "ablations": ablation_rows, "": method_rows}[kind]()
     if a.rows:
-        rows = [row for row in rows if row.name.startswith(tuple(a.rows.split(",")))]
+        unknown = sorted({*a.rows} - {row.name for row in rows})
+        if unknown:
+            p.error(f"no row is called {', '.join(map(repr, unknown))}; there are {', '.join(repr(row.name) for row in rows)}")
+        rows = [row for row in rows if row.name in a.rows]
     study = Study(bench, users, chosen, settings.battery.every(), SlotReader.load(bases.MAQUETTE / "weights" / "clip"), scripts, a.out, a.steps, not a.show)
     found = measure_all(study, rows)
     name = f"methods-{kind}".rstrip("-")

@@ -42,7 +42,8 @@ class Rival:
 
     Attributes:
         keeps_class: it has prior preservation, and is given our class pictures for it.
-        rates: learning rates that were tried on one user; `rate` is the one with the best AUC (docs/log.md, 2026-11-27).
+        rate: learning rate; that of ours for the same method on the maquette, until a search finds a better one.
+        rates: what `--rates` tries, so that a script is given its best.
         checkpoint_every: None leaves it at its default, beyond the last step.
     """
 

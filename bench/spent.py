@@ -55,7 +55,7 @@ def run_measured(command: Sequence[str], *, log: Path, cwd: Path, env: Mapping[s
     process = subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd, env=dict(env))
     assert process.stdout is not None
     try:
-        with log.open("wb") as kept:
+        with log.open("wb", buffering=0) as kept:
             while chunk := os.read(process.stdout.fileno(), 1 << 16):
                 kept.write(chunk)
                 rest += chunk.decode("utf-8", "replace")
