@@ -364,6 +364,7 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=Path("bench-results"))
     p.add_argument("--threads", type=int, default=1, help="of both sides")
     p.add_argument("--steps", type=int, help="training steps of every row, 20 or more: a rehearsal")
+    p.add_argument("--samples", type=int, help="only the first so many of the battery: a rehearsal")
     p.add_argument("--rows", nargs="+", metavar="NAME", help="only the rows of these names")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--rates", action="store_true", help="every learning rate of the scripts, on the first user")
@@ -394,7 +395,7 @@ def main() -> int:
         if unknown:
             p.error(f"no row is called {', '.join(map(repr, unknown))}; there are {', '.join(repr(row.name) for row in rows)}")
         rows = [row for row in rows if row.name in a.rows]
-    study = Study(bench, users, chosen, settings.battery.every(), SlotReader.load(bases.MAQUETTE / "weights" / "clip"), scripts, a.out, a.steps, not a.show)
+    study = Study(bench, users, chosen, settings.battery.every()[:a.samples], SlotReader.load(bases.MAQUETTE / "weights" / "clip"), scripts, a.out, a.steps, not a.show)
     found = measure_all(study, rows)
     name = f"methods-{kind}".rstrip("-")
     (a.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
