@@ -124,11 +124,12 @@ def differences(ours: Sequence[Look], theirs: Sequence[Look], *, resamples: int 
 
 def held(found: dict[str, tuple[float, float, float]]) -> tuple[bool, str]:
     """(whether the bars hold, why or why not): no interval of BARS begins below WORST, at least two lie above 0."""
-    below = [name for name in BARS if not found[name][1] >= WORST]
+    unknown = [name for name in BARS if math.isnan(found[name][1])]
+    below = [name for name in BARS if found[name][1] < WORST]
     above = [name for name in BARS if found[name][1] > 0]
-    if not below and len(above) >= 2:
+    if not below and not unknown and len(above) >= 2:
         return True, f"above 0: {', '.join(above)}"
-    reasons = ([f"interval of {', '.join(below)} begins below {WORST}"] if below else []) + ([f"above 0 only: {', '.join(above) or 'none'}"] if len(above) < 2 else [])
+    reasons = ([f"not measured: {', '.join(unknown)}"] if unknown else []) + ([f"interval of {', '.join(below)} begins below {WORST}"] if below else []) + ([f"above 0 only: {', '.join(above) or 'none'}"] if len(above) < 2 else [])
     return False, "; ".join(reasons)
 
 

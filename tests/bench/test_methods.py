@@ -83,7 +83,7 @@ def test_rows_of_other_samples_are_not_compared() -> None:
     ((0.1, 0.05, 0.2), (0.1, 0.01, 0.2), (0.0, -0.02, 0.02), True, "above 0: auc, editability"),
     ((0.1, 0.05, 0.2), (0.0, -0.02, 0.2), (0.0, -0.02, 0.02), False, "above 0 only: auc"),
     ((0.1, 0.05, 0.2), (0.1, 0.01, 0.2), (0.0, -0.031, 0.02), False, "diversity begins below"),
-    ((0.1, 0.05, 0.2), (0.1, 0.01, 0.2), (math.nan, math.nan, math.nan), False, "diversity begins below"),
+    ((0.1, 0.05, 0.2), (0.1, 0.01, 0.2), (math.nan, math.nan, math.nan), False, "not measured: diversity"),
 ], ids=["held", "one above", "one below", "not measured"])
 def test_bars(auc: tuple[float, ...], editability: tuple[float, ...], diversity: tuple[float, ...], good: bool, why: str) -> None:
     held, because = paired.held({"auc": auc, "editability": editability, "diversity": diversity})
