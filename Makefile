@@ -19,7 +19,7 @@ ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: help setup demo test fix lint bench bench-maquette bench-faces bench-gate bench-decoder bench-night docs-check slow
+.PHONY: help setup demo test fix lint bench bench-maquette bench-faces bench-gate bench-decoder bench-night bench-methods docs-check slow
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -68,6 +68,9 @@ bench-faces: setup      ## how well each face backend finds and recognises peopl
 
 bench-decoder: setup    ## what tuning the VAE's decoder on the portraits is worth, on four users
 	@"$(BIN)/python" -m bench.decoder $(BENCH_ARGS)
+
+bench-methods: setup    ## the four methods beside the reference scripts of diffusers (REFERENCE_SCRIPTS=FOLDER), on four users: hours
+	@"$(BIN)/python" -m bench.methods $(BENCH_ARGS)
 
 bench-gate: setup       ## which planted defects the gate finds, and what it says of clean pictures
 	@"$(BIN)/python" -m bench.gate $(BENCH_ARGS)

@@ -1,7 +1,7 @@
 """Cells: results that are made once and kept, so that a benchmark goes on where it was stopped.
 
 A cell's key is the digest of its name and of everything it depends on (weights, parameters). Numbers lie in `NAME-KEY.json`, arrays in
-`NAME-KEY.npz`; both are written whole or not at all.
+`NAME-KEY.npz`, files in a folder `NAME-KEY`; all are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,21 @@ class Cells:
             _write(path, buffer.getvalue())
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
+
+    def files(self, name: str, depends: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        """The folder of a cell, filled now by `make` if it is not there."""
+        path = self._path(name, depends, "")
+        if not path.exists():
+            part = path.with_name(path.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            make(part)
+            part.replace(path)
+        return path
+
+    def has(self, name: str, depends: Mapping[str, Any]) -> bool:
+        """Whether the cell is there, in whatever form."""
+        return any(self._path(name, depends, suffix).exists() for suffix in (".json", ".npz", ""))
 
     def _path(self, name: str, depends: Mapping[str, Any], suffix: str) -> Path:
         key = hashlib.sha256(json.dumps([name, depends], sort_keys=True).encode()).hexdigest()[:12]

@@ -1,7 +1,8 @@
-"""Plots and the contact sheet of `make bench-maquette`."""
+"""Plots and the contact sheet of `make bench-maquette`, and the plot of `make bench-methods`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,24 @@ def draw(results: dict[str, Any], out: Path) -> None:
         axis.set_xlabel("dlib distance to the nearest training person")
         axis.legend()
         _save(figure, out / "maquette-novelty.png")
+
+
+def plane(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Identity against editability, a point for each row; "NAME at STEP" of one name are joined in the order of steps."""
+    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+    families: dict[str, list[tuple[float, float, str]]] = {}
+    for name, row in rows.items():
+        family, _, at = name.partition(" at ")
+        families.setdefault(family, []).append((row["editability"], row["auc"], at))
+    for family, points in families.items():
+        axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family)
+        for x, y, at in points:
+            axis.annotate(at, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axis.set_xlabel("editability: slots that contradict the portraits, seen")
+    axis.set_ylabel("identity: AUC")
+    if families:
+        axis.legend(fontsize=8)
+    _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
