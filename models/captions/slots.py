@@ -51,7 +51,7 @@ class SlotReader:
     def embed(self, crops_NSSC: NDArray[np.uint8]) -> Tensor:
         """Normalised image features (N, D) of uint8 RGB crops."""
         side: int = self.clip.config.vision_config.image_size
-        x = torch.from_numpy(np.ascontiguousarray(crops_NSSC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(np.array(crops_NSSC)).permute(0, 3, 1, 2).float() / 127.5 - 1
         if x.shape[-1] != side:
             x = F.interpolate(x, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
         features = [self.clip.visual_projection(self.clip.vision_model(pixel_values=p).pooler_output) for p in x.split(32)]
