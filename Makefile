@@ -19,7 +19,7 @@ ifeq ($(OMP_NUM_THREADS),)
 unexport OMP_NUM_THREADS
 endif
 
-.PHONY: help setup demo test fix lint bench bench-maquette bench-faces bench-gate bench-decoder bench-night bench-methods docs-check slow
+.PHONY: help setup demo test fix lint bench bench-maquette bench-faces bench-gate bench-groups bench-decoder bench-night bench-methods bench-acceptance docs-check slow
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -58,7 +58,7 @@ lint: setup      ## ruff, mypy --strict, the direction of imports
 	@"$(BIN)/mypy" --no-error-summary
 	@"$(BIN)/lint-imports" --no-logo > .lint-imports.out 2>&1 || { cat .lint-imports.out; rm -f .lint-imports.out; exit 1; }; rm -f .lint-imports.out
 
-bench: bench-faces bench-decoder bench-maquette bench-gate bench-night   ## every benchmark; tables here, numbers and pictures under bench-results/
+bench: bench-faces bench-decoder bench-maquette bench-gate bench-night bench-groups   ## every benchmark; tables here, numbers and pictures under bench-results/
 
 bench-maquette: setup   ## how well the maquette draws people, and the likeness of a personalised one
 	@"$(BIN)/python" -m bench.maquette $(BENCH_ARGS)
@@ -77,6 +77,12 @@ bench-gate: setup       ## which planted defects the gate finds, and what it say
 
 bench-night: setup      ## what orchestrating a night costs for each subject, without GPU, networks and photos
 	@"$(BIN)/python" -m bench.night $(BENCH_ARGS)
+
+bench-groups: setup     ## whom the gate's recognisers know less well: errors by skin, age, sex, beard, glasses
+	@"$(BIN)/python" -m bench.groups $(BENCH_ARGS)
+
+bench-acceptance: setup ## how likely a set of photos is accepted: many sets through nights of the product; half an hour and more
+	@"$(BIN)/python" -m bench.acceptance $(BENCH_ARGS)
 
 docs-check: setup       ## every code block of README.md and docs/ runs, every link leads somewhere
 	@"$(BIN)/python" tests/docs_check.py

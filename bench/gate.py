@@ -1,6 +1,7 @@
 """What the gate's checkers find of planted defects, and what they say of the same pictures without: `make bench-gate`.
 
     python -m bench.gate [--shared ../shared --limit 4 --accept]
+    python -m bench.gate --controls [--adapters 2 --overfit 1]         (bench/controls.py)
 
 Two sets of clean pictures: photos of rendered users, who had no part in the table of what is usual, each judged with portraits of their own; and samples
 that the maquette draws of nobody in particular. In each picture every type of defect is planted once (`bench.planting`). Recall: planted
@@ -29,11 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from bench import controls
 from bench.cells import Cells
-from bench.drawing import bytes_digest
+from bench.drawing import Bench, bytes_digest
 from bench.planting import PLANTS
 from likeness.gate import GATED
 from likeness.records import FindingCode
+from likeness.settings import load_settings
 from likeness.stages import fingerprint
 from models.diffusion import bases
 from models.diffusion.sampler import sample
@@ -171,12 +174,26 @@ def printed(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def main_controls(users: Path, out: Path, *, limit: int | None, adapters: int, overfit: int) -> int:
+    """The other half: `bench.controls`. 1 if a control did not end as it must."""
+    began, settings, base = time.monotonic(), load_settings(), bases.load("maquette")
+    bench = Bench(base, dlib_tools(), np.zeros((0, 1, 1, 3), np.uint8), [], Cells(out / "cells"), settings.sampling.steps, settings.sampling.guidance)
+    results = controls.run(controls.Controls(bench, settings, users, limit=limit), adapters=adapters, overfit=overfit, note=lambda words: print(words, file=sys.stderr, flush=True))
+    (out / "gate-controls.json").write_text(json.dumps({"date": datetime.now(UTC).date().isoformat(), "policy": settings.gate.digest, "controls": results}, indent=1) + "\n")
+    Console(width=None if sys.stdout.isatty() else 180).print(controls.printed(results))
+    print(f"numbers {out / 'gate-controls.json'}; {time.monotonic() - began:.0f} s")
+    return 0 if all(row["right"] == row["of"] for name, row in results.items() if name in controls.RIGHT) else 1
+
+
 def main() -> int:
     """Command line."""
     p = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with portraits/users/")
     p.add_argument("--out", type=Path, default=Path("bench-results"))
     p.add_argument("--limit", type=int, help="so many users, and twice as many samples: a rehearsal")
+    p.add_argument("--controls", action="store_true", help="the controls instead (bench/controls.py): samples that must be refused, each for its own reason")
+    p.add_argument("--adapters", type=int, default=2, help="with --controls: so many honest adapters are trained and judged, on two minutes of one core each")
+    p.add_argument("--overfit", type=int, default=0, help="with --controls: so many overfitted ones, on ten minutes each")
     p.add_argument("--accept", action="store_true", help=f"write {PLANTED.name}, which a test compares with GATED")
     a = p.parse_args()
     users = a.shared / "portraits" / "users"
@@ -184,7 +201,11 @@ def main() -> int:
         p.error(f"no rendered users in {users}: name the folder that holds portraits/users/ with --shared")
     if a.accept and a.limit:
         p.error("--accept needs all pictures: leave --limit out")
+    if a.accept and a.controls:
+        p.error("--accept is about planted defects: leave --controls out")
     cv2.setNumThreads(1)
+    if a.controls:
+        return main_controls(users, a.out, limit=a.limit, adapters=a.adapters, overfit=a.overfit)
     began, cells, tools = time.monotonic(), Cells(a.out / "cells"), dlib_tools()
     sets = [rendered_users(users, tools, limit=a.limit), drawn_samples(cells, tools, limit=a.limit)]
     contact_sheet(sets, a.out / "gate-sheet.png")

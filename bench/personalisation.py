@@ -66,19 +66,28 @@ def read_users(bench: Bench, folder: Path) -> list[User]:
     Raises:
         ValueError: if there is none.
     """
-    nouns: dict[str, str] = json.loads((Path(__file__).with_name("users.json")).read_text())
-    side_px = bench.base.ref.resolution_px
     users = []
-    for place in tqdm([p for p in sorted(folder.iterdir()) if p.name in nouns], desc="users", unit="user", disable=None):
-        files = sorted(place.glob("*.jpg"))
-        names = {"user": place.name, "files": [f"{f.name} {f.stat().st_size}" for f in files], "side_px": side_px, "backend": bench.faces.recogniser_name}
-        seen = bench.cells.arrays("user", names, lambda files=files: _read_photos(bench, files, side_px))
+    for place, noun in tqdm(read_nouns(folder), desc="users", unit="user", disable=None):
+        seen = read_photos(bench, place)
         if len(seen["crops"]) < TRAIN_PHOTOS + 2:
             continue          # too few faces found to leave witnesses
-        users.append(User(place.name, nouns[place.name], seen["crops"][:TRAIN_PHOTOS], seen["vectors"][TRAIN_PHOTOS:]))
+        users.append(User(place.name, noun, seen["crops"][:TRAIN_PHOTOS], seen["vectors"][TRAIN_PHOTOS:]))
     if not users:
         raise ValueError(f"no rendered user with {TRAIN_PHOTOS + 2} usable photos in {folder}: name their folder with --users")
     return users
+
+
+def read_nouns(folder: Path) -> list[tuple[Path, str]]:
+    """(folder, class noun) of every rendered user that bench/users.json knows."""
+    nouns: dict[str, str] = json.loads((Path(__file__).with_name("users.json")).read_text())
+    return [(p, nouns[p.name]) for p in sorted(folder.iterdir()) if p.name in nouns]
+
+
+def read_photos(bench: Bench, place: Path) -> Arrays:
+    """`crops` (P, S, S, 3) and `vectors` (P, D) of a user's photos in which a face is found, cropped and embedded once."""
+    files, side_px = sorted(place.glob("*.jpg")), bench.base.ref.resolution_px
+    names = {"user": place.name, "files": [f"{f.name} {f.stat().st_size}" for f in files], "side_px": side_px, "backend": bench.faces.recogniser_name}
+    return bench.cells.arrays("user", names, lambda: _read_photos(bench, files, side_px))
 
 
 def _read_photos(bench: Bench, files: list[Path], side_px: int) -> Arrays:
