@@ -11,7 +11,7 @@ of every user; adapters are trained, as cells, of as many as `--adapters` says: 
 | zero steps | what the base draws for a trigger that it never learnt | identity |
 | collapsed | one unseen photo over and over, a little lighter or darker each time | diversity |
 | drifted | unseen photos, and the same for the class noun alone | drift |
-| deaf | unseen photos as answers to the battery's prompts, none of whose details they show | editability |
+| deaf | unseen photos as answers to the battery's prompts, whose details they show by chance only | editability |
 | other's adapter | samples of the other honest adapters of the class noun | identity |
 | overfitted | samples of the overfitted adapter | anything: the reasons are shown |
 | *unseen photos* | of the user, strangers for the class noun | must be accepted |
