@@ -4,7 +4,8 @@ Identity is judged by position between two references of the subject: the *floor
 people), the *ceiling* how far the subject's own photos are from each other (leave-one-out). Both are distances of one recogniser, so a
 position means the same thing for every subject: 0 is an impostor, 1 is themselves.
 
-Thresholds belong to a calibration (`Calibration`): data, date, error rates. None was chosen on a demo subject.
+`Calibration` has a place for where thresholds come from (data, date, error rates); it is empty: their evidence so far is in docs/gate.md and docs/log.md. None was chosen on a demo
+subject.
 """
 
 from __future__ import annotations
