@@ -20,6 +20,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -129,11 +130,10 @@ def run_night(home: Path) -> None:
 
 
 def ship(settings: Settings, tools: Tools, done: Sequence[tuple[Chosen, Trial]], command: str) -> None:
-    """Write the rows where `likeness inspect` reads them, in place of those of the same base, recipe, policy and recogniser."""
-    new = Trials(base=settings.base, revision=tools.base_ref.revision, recipe=settings.recipe.digest, policy=settings.gate.digest, backend=tools.faces.recogniser_name,
+    """Write the rows where `likeness inspect` reads them, in place of those of the same base."""
+    new = Trials(base=settings.base, revision=tools.base_ref.revision, recipe=settings.recipe.digest, policy=settings.gate.digest, drawn=prospects.drawn_by(settings), backend=tools.faces.recogniser_name,
                  date=datetime.now(UTC).date().isoformat(), command=command, rows=tuple(trial for _, trial in done))
-    held = [Trials.model_validate_json(json.dumps(t)) for t in json.loads(prospects.FILE.read_text())] if prospects.FILE.exists() else []
-    kept = [t for t in held if t.base != new.base]
+    kept = [t for t in prospects.shipped() if t.base != new.base] if prospects.FILE.exists() else []
     lines = [json.dumps({k: v for k, v in t.plain().items() if k != "rows"})[:-1] + ', "rows": [\n' + ",\n".join(" " + json.dumps(r.plain()) for r in t.rows) + "\n]}"
              for t in (*kept, new)]
     prospects.FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
@@ -170,7 +170,8 @@ def main() -> None:
         shares = [t.identity_share for t in own if t.identity_share is not None]
         table.add_row(str(count), str(len(own)), str(sum(t.accepted for t in own)), f"{np.median(shares):.2f}" if shares else "-", f"{np.median([t.prospect.kept for t in own]):.3f}")
     Console().print(table)
-    if len(done) < ENOUGH_ROWS + SIZES[-1] // 4:
+    most = max(Counter(c.person for c, _ in done).values(), default=0)
+    if len(done) - most < ENOUGH_ROWS:                       # everybody is estimated without their own sets
         Console().print(f"{len(done)} sets are too few for an estimate")
         return
     Console().print({k: round(v, 3) for k, v in worth(done).items()})

@@ -49,6 +49,7 @@ class Trials(Record):
     revision: str
     recipe: Digest
     policy: Digest
+    drawn: Digest                         # battery and sampling: what was judged
     backend: str
     date: str
     command: str
@@ -71,11 +72,12 @@ class Estimate(Record):
     def words(self) -> str:
         """For a person."""
         sure = "" if not self.outside else ", though no set like this one was measured"
-        return (f"about {self.accepted:.0%} of sets like this are accepted (90 % interval {self.low:.0%} to {self.high:.0%}, from {self.sets} sets){sure}")
+        least, most = max(self.low, 0.01), min(self.high, 0.99)               # so few sets show no certainty, whatever rounding says
+        return f"about {self.accepted:.0%} of sets like this are accepted (90 % interval {least:.0%} to {most:.0%}, from {self.sets} sets){sure}"
 
 
 class Fit:
-    """The regression over some trials."""
+    """The regression over some trials; raises ValueError for fewer than ENOUGH_ROWS."""
 
     def __init__(self, rows: Sequence[Trial]) -> None:
         if len(rows) < ENOUGH_ROWS:

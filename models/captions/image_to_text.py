@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import BlipForConditionalGeneration, BlipProcessor, Florence2ForConditionalGeneration, Florence2Processor
 from transformers.utils import logging as transformers_logging
 
-from likeness.errors import RecipeError, translated
+from likeness.errors import RecipeError, is_out_of_memory, translated
 from models.captions.captioner import Said
 from models.captions.editable import about, editable
 from models.diffusion.bases import READ
@@ -120,7 +120,7 @@ class ImageToText:
                                                              use_safetensors=True, trust_remote_code=False, output_loading_info=True)
                 processor = kind.processor.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as e:
-                if isinstance(e, torch.OutOfMemoryError) or getattr(e, "errno", None) is not None:
+                if (isinstance(e, RuntimeError) and is_out_of_memory(e)) or getattr(e, "errno", None) is not None:
                     raise
                 raise RecipeError(f"captioner {name!r} cannot be loaded from its folder ({type(e).__name__}): a file is damaged, missing or of another program; name {kind.cure}") from e
         lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])

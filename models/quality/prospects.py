@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from likeness.acceptance import Estimate, Fit, Prospect, Trials
-from likeness.digest import Digest
+from likeness.digest import Digest, of_json
+from likeness.settings import Settings
 from models.diffusion.bases import Base
 from models.faces import align
 from models.faces.photos import AcceptedPhoto
@@ -25,7 +26,7 @@ LOOKED_AT = 12          # photos at most: more hardly move a median, and each co
 def prospect_of(base: Base, photos: Sequence[AcceptedPhoto], faces: FaceTools) -> Prospect | None:
     """What is known of a set before training; None if it is too small to say how far a photo is from the others, or no face survives.
 
-    Costs about 0.2 s of one core for each of at most LOOKED_AT photos on the maquette.
+    Each of at most LOOKED_AT photos goes through the autoencoder once and is found and recognised once more.
     """
     looked_at = photos[:: max(1, -(-len(photos) // LOOKED_AT))]
     crops = [align.crop(p.pixels, align.fit(p.face.points), side_px=base.ref.resolution_px) for p in looked_at]
@@ -58,9 +59,17 @@ def kept(base: Base, crops_NSSC: NDArray[np.uint8], vectors_ND: NDArray[np.float
     return float(np.median(distances)) if distances else None
 
 
-def trials_for(*, base: str, recipe: Digest, policy: Digest, backend: str) -> Trials | None:
-    """What was measured over a base of this name with exactly this recipe, policy and recogniser; None if nobody did. Its revision is for the caller to compare."""
-    return next((t for t in shipped() if (t.base, t.recipe, t.policy, t.backend) == (base, recipe, policy, backend)), None)
+def drawn_by(settings: Settings) -> Digest:
+    """Digest of what decides which samples are judged: the battery and how it is drawn."""
+    return of_json([settings.battery.digest, settings.sampling.digest])
+
+
+def trials_for(settings: Settings, backend: str) -> Trials | None:
+    """What was measured over a base of this name with exactly this recipe, policy, battery, sampling and recogniser; None if nobody did. Its revision is for the caller
+    to compare.
+    """
+    wanted = (settings.base, settings.recipe.digest, settings.gate.digest, drawn_by(settings), backend)
+    return next((t for t in shipped() if (t.base, t.recipe, t.policy, t.drawn, t.backend) == wanted), None)
 
 
 def estimate(trials: Trials, prospect: Prospect) -> Estimate:

@@ -48,6 +48,7 @@ def test_sets_that_were_all_accepted_are_no_certainty() -> None:
     e = of(Fit([trial(0.3 + 0.01 * i, 8 + i % 3, True) for i in range(24)]), 0.4)
     assert 0.8 < e.accepted < 1.0
     assert e.low < 0.97
+    assert "to 99%" in e.words                                    # never 100 %, however it rounds
 
 
 def test_a_set_unlike_all_that_were_measured_says_so() -> None:

@@ -25,7 +25,8 @@ def base() -> Base:
 def test_what_ships_is_of_what_ships(base: Base) -> None:
     """A changed recipe, policy or base leaves `inspect` without an estimate until `python -m bench.acceptance --ship` has measured it."""
     settings = load_settings()
-    trials = prospects.trials_for(base="maquette", recipe=settings.recipe.digest, policy=settings.gate.digest, backend=dlib_tools().recogniser_name)
+    backend = dlib_tools().recogniser_name
+    trials = prospects.trials_for(settings, backend)
     assert trials is not None
     assert trials.revision == base.ref.revision
     assert len(trials.rows) >= ENOUGH_ROWS
@@ -33,7 +34,9 @@ def test_what_ships_is_of_what_ships(base: Base) -> None:
     likely = [fit.estimate(Prospect(photos=8, kept=kept), date="").accepted for kept in (0.3, 0.4, 0.5, 0.6, 0.7)]
     assert likely == sorted(likely, reverse=True)          # the more of a face the base loses, the less likely
     assert likely[-1] < 0.2                                # as far as real people's photos lie, none was accepted
-    assert prospects.trials_for(base="maquette", recipe="0" * 64, policy=trials.policy, backend=trials.backend) is None
+    assert prospects.trials_for(settings, "another") is None
+    for other in ({"recipe.steps": 199}, {"gate.min_identity_share": 0.41}, {"battery.seeds": 3}, {"sampling.steps": 19}):
+        assert prospects.trials_for(load_settings(overrides=other), backend) is None, other
 
 
 def test_kept_is_further_than_the_photos_themselves_and_nothing_is_kept_of_noise(base: Base, root: Path) -> None:
