@@ -210,11 +210,13 @@ def _by_prompt(view: ReportView) -> list[dict[str, Any]]:
         groups.setdefault((item.sample.category, item.sample.prompt), []).append(
             {"view": item, "notes": _notes(item.score, view), "passes": _passes(item.score, view), "marks": _marks(item),
              "delivered": view.verdict is not None and item.sample.image.sha256 in view.verdict.delivered})
+    asked = view.policy is not None and view.policy.max_drift_share < 1            # else it is shown, and counts against nobody
+    blame = "must not be this person" if asked else "is this person"
     for item in view.bare:
         judged = item.score is not None and view.measured is not None and view.policy is not None
         drifted = gate.is_drifted(item.score, view.measured, view.policy) if judged else None        # type: ignore[arg-type]
         groups.setdefault(("nobody in particular", item.sample.prompt), []).append(
-            {"view": item, "notes": [*_notes(item.score, view)[:2], *(["must not be this person"] if drifted else [])], "passes": None if drifted is None else not drifted,
+            {"view": item, "notes": [*_notes(item.score, view)[:2], *([blame] if drifted else [])], "passes": None if drifted is None or not asked else not drifted,
              "marks": [], "delivered": False})
     return [{"category": category, "prompt": prompt, "samples": samples} for (category, prompt), samples in groups.items()]
 

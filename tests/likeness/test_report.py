@@ -285,6 +285,10 @@ def test_what_is_held_against_the_base_and_what_a_second_recogniser_says_is_show
                      "insightface-0, must agree: to it strangers are at 0.73, own photos at 0.21", "second opinion 77 %", "nobody in particular", "must not be this person"):
         assert expected in text, expected
     assert text.count("must not be this person") == 1
+    unasked = " ".join(read(render_report(ReportView(**(vars(shown) | {"policy": GatePolicy()})))).text.split())      # shown, and nobody is blamed
+    assert "must not be this person" not in unasked
+    assert unasked.count("is this person") > text.count("is this person")
+    assert unasked.count("✗ fails") == text.count("✗ fails") - 1
     alone = read(render_report(view)).text
     assert "second opinion" not in alone and "nobody in particular" not in alone
 
