@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installing the pinned packages into $(VENV); the first time that is 8 GB and takes about 3 minutes"
 	@"$(BIN)/python" -m pip --version | grep -qE '^pip (2[6-9]|[3-9][0-9])\.' || "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=26'
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'setuptools>=77'
-	@PYTHONWARNINGS=ignore "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable . --group dev
+	@PYTHONWARNINGS=ignore "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[service]' --group dev
 	@rm -f "$(VENV)"/.likeness-*; touch $@
 	@echo "setup: done"
 

@@ -59,7 +59,10 @@ def _deployed(address: str, settings: Settings, *, dry_run: bool = False) -> lis
 
 
 def up(as_json: Json = False, config: Config = None) -> None:
-    """Start a Prefect server, an MLflow server and a worker for each pool on this machine, on loopback, and deploy to them. What runs already is left alone."""
+    """Start a Prefect server, an MLflow server and a worker for each pool on this machine, on loopback, and deploy to them. What runs already is left alone.
+
+    With up.postgres_port their tables are kept by PostgreSQL, with up.bucket_port the store is a bucket of an S3 server: docs/service.md.
+    """
     from flows import services
 
     settings = load_settings(config)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flows.erasing import erase_runs
+from flows.postgres import Postgres, own_database
+from flows.services import ARTIFACTS
 from likeness import digest
 from likeness.erasure import Area, Forgotten, Receipt, bury, receipt_of, remember, replace, tombstone_key
-from likeness.errors import IntegrityError, TransientError
 from likeness.lineage import check_subject
-from likeness.scan import Needles, files_below, purge_free_pages, scan_database, scan_files, scan_store
+from likeness.scan import Needles, files_below, scan_database, scan_files, scan_store
+from likeness.settings import S3StoreSettings
 from likeness.store import LocalStore, Store, delete_prefix
 from tasks.runtime import Tools
 
@@ -54,13 +55,17 @@ def forget(tools: Tools, subject: str, *, canaries: Sequence[str] = (), on_step:
     if mark.uploads is not None:
         delete_prefix(store, mark.uploads)
     on_step("store")
-    tools.registry.erase(subject)
+    tools.registry.erase(subject, database=own_database(tools.settings, "mlflow"))
     tools.registry.sweep_scratch(mark.digests)
     on_step("mlflow")
     for path in _reports(tools, subject):
         path.unlink(missing_ok=True)
     on_step("reports")
-    _erase_from_prefect(_prefect_home(tools) / "prefect.db", subject)
+    erase_runs(f"sqlite:///{_prefect_home(tools) / 'prefect.db'}", subject)
+    if (database := own_database(tools.settings, "prefect")) is not None:
+        erase_runs(database, subject)
+    if (cluster := Postgres.of(tools.settings)) is not None:
+        cluster.purge()
     on_step("prefect")
     needles = Needles(subject, frozenset(mark.digests) - _of_others(store), tuple(canaries))
     receipt = receipt_of(subject, mark, searched_for=needles.count, scan=_scan(tools, store, needles), left=_left(tools, mark.source_outside))
@@ -91,9 +96,23 @@ def _scan(tools: Tools, store: Store, needles: Needles) -> dict[str, Area]:
     areas["elsewhere in the home"] = [path for path in files_below(home) if path not in seen
                                       and (inside is None or not path.is_relative_to(inside) or path.is_relative_to(inside / ".tmp"))]
     found = {"store": scan_store(store, needles, besides=[tombstone_key(needles.subject)])}
+    databases = {name: own_database(tools.settings, name) for name in ("mlflow", "prefect")}
     if "mlflow database" not in areas and not tools.registry.remote:
-        found["mlflow database"] = scan_database(address, needles)
+        databases["mlflow"] = address
+    found |= {f"{name} database": scan_database(where, needles, whose=name) for name, where in databases.items() if where is not None}
+    if (bucket := _artifacts_bucket(tools)) is not None:
+        found["mlflow artifacts"] = scan_store(bucket, needles)
     return found | {name: scan_files(paths, needles, root=home) for name, paths in areas.items()}
+
+
+def _artifacts_bucket(tools: Tools) -> Store | None:
+    """Where MLflow's server of `likeness up` keeps artifacts, if that is a bucket."""
+    settings = tools.settings.store
+    if tools.settings.up.bucket_port is None or not isinstance(settings, S3StoreSettings):
+        return None
+    from likeness.s3 import S3Store
+
+    return S3Store(settings.model_copy(update={"prefix": f"{ARTIFACTS}/"}))
 
 
 def _of_others(store: Store) -> frozenset[str]:
@@ -112,48 +131,17 @@ def _left(tools: Tools, source_outside: bool) -> tuple[str, ...]:
     if source_outside:
         left.append("the folder or archive that the photos were read from")
     registry = tools.registry
-    if registry.remote:
+    own = Postgres.of(tools.settings) is not None
+    if registry.remote and own_database(tools.settings, "mlflow") is None:
         left.append("rows of the MLflow server's database that are marked as deleted, and its inputs (docs/erasure.md)")
-    elif not registry.tracking_uri.startswith("sqlite:"):
+    elif not own and not registry.tracking_uri.startswith("sqlite:"):
         left.append("what the database server of MLflow keeps of deleted rows until it vacuums, and its log")
-    if not isinstance(registry.artifact_root, Path):
+    if not isinstance(registry.artifact_root, Path) and _artifacts_bucket(tools) is None:
         left.append("MLflow's artifacts: those of the subject's runs and models were deleted, the place they lay in was not searched")
-    if os.environ.get("PREFECT_API_URL"):
+    if os.environ.get("PREFECT_API_URL") and own_database(tools.settings, "prefect") is None:
         left.append("flow runs in the Prefect server's database (docs/erasure.md)")
     return tuple(left)
 
 
 def _prefect_home(tools: Tools) -> Path:
     return Path(os.environ.get("PREFECT_HOME") or tools.settings.home / "prefect")
-
-
-def _erase_from_prefect(database: Path, subject: str) -> None:
-    """Delete the subject's flow runs from Prefect's own SQLite file, with every row that names one: task runs, states, artifacts, logs, events.
-
-    Raises:
-        TransientError: if a server holds the file for more than a minute.
-    """
-    if not database.exists():
-        return
-    try:
-        with closing(sqlite3.connect(database, timeout=60)) as db:
-            tables = {name: [c[1] for c in db.execute(f'PRAGMA table_info("{name}")')]
-                      for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
-            if {"flow_run", "task_run", "artifact"} <= tables.keys():
-                runs = [row[0] for row in db.execute("SELECT DISTINCT r.id FROM flow_run r, json_tree(r.parameters) p WHERE p.atom = ?", (subject,))]
-                words = [*runs, *_named(db, "task_run", runs), *_named(db, "artifact", runs)]
-                with db:
-                    for name, columns in tables.items():
-                        for word in words:
-                            where = " OR ".join(f'instr("{column}", ?)' for column in columns)
-                            db.execute(f'DELETE FROM "{name}" WHERE {where}', [word] * len(columns))
-        purge_free_pages(database)
-    except sqlite3.OperationalError as e:
-        raise TransientError(f"Prefect's database cannot be changed now ({e}): stop its server, then run the same command again") from e
-    except sqlite3.DatabaseError as e:
-        raise IntegrityError(f"Prefect's database {database.name} is damaged ({e}): restore it from a backup or, if its history is not needed, "
-                             "delete it, then run the same command again") from e
-
-
-def _named(db: sqlite3.Connection, table: str, runs: Sequence[str]) -> list[str]:
-    return [row[0] for run in runs for row in db.execute(f'SELECT id FROM "{table}" WHERE flow_run_id = ?', (run,))]

@@ -1,8 +1,9 @@
 """up, status, down: the servers and workers of the nights as background processes of this machine.
 
-    Prefect server -> deploy -> one worker for each pool          MLflow server, beside them
+    [PostgreSQL, an S3 server] -> Prefect server -> deploy -> one worker for each pool          MLflow server, beside Prefect's
 
-All of it lies in the home: Prefect's and MLflow's databases are the files that `likeness run` uses without any server. Nothing here imports Prefect or MLflow.
+All of it lies in the home. Without the two in brackets Prefect's and MLflow's databases are the files that `likeness run` uses without any server. Nothing
+here imports Prefect or MLflow.
 """
 
 from __future__ import annotations
@@ -10,20 +11,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flows.postgres import Postgres
 from likeness.errors import RecipeError, ServerUnreachable
 from likeness.processes import MARK_HERE, Service, Services
-from likeness.settings import Settings
+from likeness.settings import S3StoreSettings, Settings
 
+# Prefect's own formats name runs, whose names hold subjects
+NAMELESS_LOGS = {f"PREFECT_LOGGING_FORMATTERS_STANDARD_{kind.upper()}_FMT": f"%(asctime)s.%(msecs)03d | %(levelname)-7s | {kind.replace('_', ' ')} %({kind}_id)s - %(message)s"
+                 for kind in ("flow_run", "task_run")}
 PATIENCE_S = 300.0              # a server on a busy machine takes up to 40 s; the first start makes its database besides
+ARTIFACTS = "mlflow-artifacts"      # prefix within the bucket
 State = Literal["running", "silent", "crashed", "stopped", "elsewhere"]
 
 
@@ -37,6 +44,10 @@ class Wanted:
     page: str | None = None             # for people
     health: Callable[[Service], bool] = lambda service: True
     elsewhere: str | None = None
+    environment: Callable[[], Mapping[str, str]] = dict         # besides that of all of them, once what it stands on runs
+    before: Callable[[], None] = lambda: None           # it is started
+    after: Callable[[], None] = lambda: None            # it answers
+    stop_signal: signal.Signals = signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -71,18 +82,39 @@ def started_prefect(settings: Settings) -> bool:
     return service is not None and service.lives
 
 
+def foundations(settings: Settings) -> list[Wanted]:
+    """What the servers stand on, if the settings ask for it: PostgreSQL for their tables, a bucket for artifacts and the store."""
+    up, cluster, made = settings.up, Postgres.of(settings), []
+    if cluster is not None:
+        made.append(Wanted("postgres", cluster.command, up.postgres_port, health=lambda _: cluster.answers, before=cluster.prepare, after=cluster.make_databases,
+                           stop_signal=signal.SIGINT))           # fast: it does not wait for clients
+    if up.bucket_address is not None and isinstance(settings.store, S3StoreSettings):
+        command = (sys.executable, "-m", "flows.bucket", "--port", str(up.bucket_port), "--folder", str(settings.home / "bucket"), "--bucket", settings.store.bucket)
+        made.append(Wanted("bucket", command, up.bucket_port, health=lambda _: _answers(str(up.bucket_address))))
+    return made
+
+
 def servers(settings: Settings) -> list[Wanted]:
     """Prefect's and MLflow's server."""
-    up, home, api = settings.up, settings.home, prefect_api(settings)
+    up, home, api, cluster = settings.up, settings.home, prefect_api(settings), Postgres.of(settings)
     tracking = settings.registry.tracking_uri
     prefect = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(up.prefect_port))
-    mlflow = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(up.mlflow_port), "--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
-              "--artifacts-destination", str(home / "mlflow-artifacts"))
+    mlflow = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(up.mlflow_port), "--workers", "1", *([] if cluster else ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]),
+              "--artifacts-destination", artifacts(settings))
+    on_bucket = {} if up.bucket_address is None else {"MLFLOW_S3_ENDPOINT_URL": up.bucket_address}
     return [Wanted("prefect", (sys.executable, "-m", *prefect), up.prefect_port, f"http://127.0.0.1:{up.prefect_port}", lambda _: _answers(f"{own_address(settings)}/health"),
-                   elsewhere=None if api == own_address(settings) else _without_password(api)),
-            Wanted("mlflow", (sys.executable, "-m", *mlflow), up.mlflow_port, f"http://127.0.0.1:{up.mlflow_port}",
-                   lambda _: _answers(f"http://127.0.0.1:{up.mlflow_port}/health"),
-                   elsewhere=None if tracking is None else _without_password(tracking.get_secret_value()))]
+                   elsewhere=None if api == own_address(settings) else _without_password(api),
+                   environment=lambda: {} if cluster is None else cluster.environment("prefect")),
+            Wanted("mlflow", (sys.executable, "-m", *mlflow), up.mlflow_port, up.mlflow_address, lambda _: _answers(f"{up.mlflow_address}/health"),
+                   elsewhere=None if tracking is None or tracking.get_secret_value().rstrip("/") == up.mlflow_address else _without_password(tracking.get_secret_value()),
+                   environment=lambda: on_bucket | ({} if cluster is None else cluster.environment("mlflow")))]
+
+
+def artifacts(settings: Settings) -> str:
+    """Where MLflow's server of `up` keeps artifacts."""
+    if settings.up.bucket_address is not None and isinstance(settings.store, S3StoreSettings):
+        return f"s3://{settings.store.bucket}/{ARTIFACTS}"
+    return str(settings.home / "mlflow-artifacts")
 
 
 def workers(settings: Settings) -> list[Wanted]:
@@ -112,16 +144,11 @@ def up(settings: Settings, config: Path | None, *, deploy: Callable[[str], None]
     services = Services(settings.home)
     with services.changing():
         environment = _environment(settings, config)
-        for wanted in servers(settings):
-            _start(services, wanted, environment, tell)
-        for wanted in servers(settings):
-            _await(services, wanted)
+        for together in (foundations(settings), servers(settings)):
+            _bring_up(services, together, environment, tell)
         deploy(prefect_api(settings))
         tell("work pools, deployments and schedule: as the settings say")
-        for wanted in workers(settings):
-            _start(services, wanted, environment, tell)
-        for wanted in workers(settings):
-            _await(services, wanted)
+        _bring_up(services, workers(settings), environment, tell)
     return seen(settings)
 
 
@@ -131,7 +158,7 @@ def down(settings: Settings, tell: Callable[[str], None] = lambda words: None) -
     if not services.names():
         return []
     with services.changing():
-        names = sorted(services.names(), key=lambda name: (not name.startswith("worker-"), name))
+        names = sorted(services.names(), key=lambda name: (*(name.startswith(kind) for kind in ("postgres", "bucket", "prefect", "mlflow")), name))
         for name in names:
             tell(f"stopping {name}")
             services.stop(name)
@@ -141,7 +168,7 @@ def down(settings: Settings, tell: Callable[[str], None] = lambda words: None) -
 def seen(settings: Settings) -> list[Seen]:
     """Every service that `up` would start, and any other that it once started, as it is now."""
     services = Services(settings.home)
-    every = {w.name: w for w in (*servers(settings), *workers(settings))}
+    every = {w.name: w for w in (*foundations(settings), *servers(settings), *workers(settings))}
     found = []
     for name in (*every, *(n for n in services.names() if n not in every)):
         wanted, service = every.get(name), services.read(name)
@@ -159,6 +186,14 @@ def _state(service: Service, wanted: Wanted | None) -> State:
     return "running" if wanted is None or wanted.health(service) else "silent"
 
 
+def _bring_up(services: Services, together: Sequence[Wanted], environment: Mapping[str, str], tell: Callable[[str], None]) -> None:
+    for wanted in together:
+        _start(services, wanted, environment, tell)
+    for wanted in together:
+        _await(services, wanted)
+        wanted.after()
+
+
 def _start(services: Services, wanted: Wanted, environment: Mapping[str, str], tell: Callable[[str], None]) -> None:
     there = services.read(wanted.name)
     if wanted.elsewhere is not None or (there is not None and there.lives):
@@ -169,7 +204,8 @@ def _start(services: Services, wanted: Wanted, environment: Mapping[str, str], t
     if wanted.port is not None and _taken(wanted.port):
         raise RecipeError(f"port {wanted.port} is taken by a program that `likeness up` of this home did not start: end it, or choose another with up.{wanted.name}_port")
     tell(f"starting {wanted.name}")
-    services.start(wanted.name, wanted.command, environment=environment, address=wanted.page)
+    wanted.before()
+    services.start(wanted.name, wanted.command, environment={**environment, **wanted.environment()}, address=wanted.page, stop_signal=wanted.stop_signal)
 
 
 def _await(services: Services, wanted: Wanted) -> None:
@@ -193,7 +229,7 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
     # WARNING: at INFO Prefect writes the names of runs, which hold subjects, into the log of every worker
     kept = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    return kept | dict(os.environ) | given
+    return kept | settings.up.credentials | NAMELESS_LOGS | dict(os.environ) | given
 
 
 def _taken(port: int) -> bool:

@@ -84,6 +84,7 @@ class Service(Record):
     mark: str                       # value of MARK in its environment and in that of its children
     started_at: str                 # UTC, ISO 8601
     address: str | None = None      # for people: where its pages are
+    stop_signal: int = signal.SIGTERM
 
     @property
     def lives(self) -> bool:
@@ -136,7 +137,7 @@ class Services:
                 raise TransientError("another `likeness up` or `down` is at work in this home: wait until it is done, then run the same command again") from e
             yield
 
-    def start(self, name: str, command: Sequence[str], *, environment: Mapping[str, str], address: str | None = None) -> Service:
+    def start(self, name: str, command: Sequence[str], *, environment: Mapping[str, str], address: str | None = None, stop_signal: signal.Signals = signal.SIGTERM) -> Service:
         """Start a service in a session of its own; one that lives is returned as it is. Only within `changing`.
 
         Raises:
@@ -156,7 +157,7 @@ class Services:
             process.kill()
             process.wait()
             raise RecipeError(f"{name} ended at once, or this system has no /proc to tell processes apart by: see logs/{name}.log below the home")
-        made = Service(name=name, owner=owner, mark=mark, started_at=datetime.now(UTC).isoformat(timespec="seconds"), address=address)
+        made = Service(name=name, owner=owner, mark=mark, started_at=datetime.now(UTC).isoformat(timespec="seconds"), address=address, stop_signal=stop_signal)
         path = self.home / "run" / f"{name}.json"
         path.with_suffix(".part").write_bytes(made.model_dump_json().encode())
         path.with_suffix(".part").replace(path)
@@ -174,7 +175,7 @@ class Services:
         if service is None:
             return False
         if service.lives:
-            os.kill(service.owner.pid, signal.SIGTERM)         # it tells its children in its own way
+            os.kill(service.owner.pid, service.stop_signal)    # it tells its children in its own way
             _wait(lambda: not service.lives, patience_s)
         for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             for pid in _marked(service.mark):

@@ -151,19 +151,26 @@ class Registry:
             self.client.restore_experiment(known.experiment_id)
         return str(known.experiment_id)
 
-    def erase(self, subject: str) -> None:
+    def erase(self, subject: str, *, database: str | None = None) -> None:
         """Delete everything MLflow holds of a subject, artifact bytes included. May be called any number of times.
 
-        With a database nothing is left; through a server its database keeps rows marked as deleted (docs/erasure.md).
+        With a database nothing is left; a server only marks rows as deleted (docs/erasure.md).
+
+        Args:
+            subject: id of the Subject.
+            database: SQLAlchemy's address of the server's own database, if we may open it.
 
         Raises:
             ServerUnreachable: if MLflow does not answer.
         """
         with self.talking("erasing a subject"):
             if self.remote:
+                import mlflow
+
+                mlflow.set_tracking_uri(self.tracking_uri)     # artifacts that only the server can reach are deleted through it
                 erase_through_server(self.client, subject, delete_artifacts=_delete_artifacts, step=self.step)
-            else:
-                erase_from_database(self.tracking_uri, subject, delete_artifacts=_delete_artifacts, step=self.step)
+            if database is not None or not self.remote:
+                erase_from_database(database or self.tracking_uri, subject, delete_artifacts=_delete_artifacts, step=self.step)
 
     def sweep_scratch(self, names: Collection[str]) -> None:
         """Delete what a killed registration left on its way, by the names given to `scratch`."""

@@ -91,13 +91,14 @@ def scan_files(paths: Iterable[Path], needles: Needles, *, root: Path) -> Area:
     return Area(objects=objects, hits=hits)
 
 
-def scan_database(address: str, needles: Needles) -> Area:
+def scan_database(address: str, needles: Needles, *, whose: str = "MLflow") -> Area:
     """Search every cell of every table of a database that is no file of ours (PostgreSQL, MySQL). What the server keeps of deleted rows until it
     vacuums, and its log, are out of reach.
 
     Args:
         address: an SQLAlchemy address.
         needles: what must not be found.
+        whose: for messages.
 
     Raises:
         ServerUnreachable: if the database does not answer.
@@ -115,9 +116,9 @@ def scan_database(address: str, needles: Needles) -> Area:
                 rows = db.execution_options(stream_results=True).execute(sqlalchemy.select(table))
                 if any(needles.in_text(_words_of(cell)) for row in rows for cell in row):
                     hits += 1
-                    log.warning("table %s of MLflow's database still names the subject", table.name)
+                    log.warning("table %s of %s's database still names the subject", table.name, whose)
     except sqlalchemy.exc.SQLAlchemyError as e:
-        raise ServerUnreachable(f"MLflow's database could not be searched ({type(e).__name__}): run the same command again") from e
+        raise ServerUnreachable(f"{whose}'s database could not be searched ({type(e).__name__}): run the same command again") from e
     finally:
         engine.dispose()
     return Area(objects=objects, hits=hits)

@@ -290,6 +290,23 @@ class Up(Section):
 
     prefect_port: int = Field(4200, ge=1, le=65535)
     mlflow_port: int = Field(5000, ge=1, le=65535)
+    postgres_port: int | None = Field(None, ge=1, le=65535, description="PostgreSQL, from this machine's own programs, keeps both servers' tables; default: SQLite files below home")
+    bucket_port: int | None = Field(None, ge=1, le=65535, description="a small S3 server on the folder bucket/ below home, to try the service with: it takes any credentials")
+
+    @property
+    def mlflow_address(self) -> str:
+        """Of the MLflow server that `up` starts."""
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def bucket_address(self) -> str | None:
+        """Of the S3 server that `up` starts, None if it starts none."""
+        return None if self.bucket_port is None else f"http://127.0.0.1:{self.bucket_port}"
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """For that server, which checks none, where boto3's own chain has none; empty if `up` starts no such server."""
+        return {} if self.bucket_port is None else {"AWS_ACCESS_KEY_ID": "likeness", "AWS_SECRET_ACCESS_KEY": "likeness", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Settings(Section):
@@ -337,6 +354,15 @@ class Settings(Section):
         for recipe in (self.recipe, *self.ladder):
             if recipe.base != self.base:
                 raise ValueError(f"one base for all; base is {self.base!r}, a recipe says {recipe.base!r}: name it once, as `base`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_stack(self) -> Self:
+        tracking = self.registry.tracking_uri
+        if self.up.postgres_port is not None and (tracking is None or not tracking.get_secret_value().startswith("http")):
+            raise ValueError(f"registry.tracking_uri = {self.up.mlflow_address!r} with up.postgres_port: else runs would be registered in a file that the server does not know")
+        if self.up.bucket_port is not None and (not isinstance(self.store, S3StoreSettings) or self.store.endpoint_url != self.up.bucket_address):
+            raise ValueError(f"store.kind = 's3' and store.endpoint_url = {self.up.bucket_address!r} with up.bucket_port: else nobody would write into that bucket")
         return self
 
     def explain(self) -> list[tuple[str, str, str]]:

@@ -95,6 +95,8 @@ class Tools:
             return LocalStore(settings.root or self.settings.home / "store")
         from likeness.s3 import S3Store  # boto3 takes its time to load
 
+        for name, value in self.settings.up.credentials.items():
+            os.environ.setdefault(name, value)
         return S3Store(settings)
 
     @cached_property

@@ -1,15 +1,7 @@
-"""An S3 server for tests: moto behind a lock, and bad weather on order.
-
-moto looks at If-None-Match and If-Match and writes afterwards, each request in a thread of its own: two requests may both look before either
-writes. Amazon does not allow that. Here one request is answered at a time, so that conditions hold. moto ignores If-Match when an upload in parts is
-completed, and takes any checksum for true; both are looked at here.
-"""
+"""An S3 server for tests: that of `likeness up` (flows/bucket.py) in this process, and bad weather on order."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import os
 import socket
 import threading
@@ -18,17 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
-from xml.sax.saxutils import escape
 
 import boto3
 from botocore.config import Config
-from moto.core import DEFAULT_ACCOUNT_ID
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
-from werkzeug.test import run_wsgi_app
 from werkzeug.wrappers import Request, Response
 
+from flows.bucket import Bucket, Quiet, error
 from likeness.settings import S3StoreSettings
 
 Answer = Callable[[Request, Callable[[], Response]], Response | None]
@@ -44,9 +32,8 @@ class S3Server:
         self.seen: list[tuple[str, str, dict[str, str]]] = []           # method, path with query, headers
         self.deaf_to: set[str] = set()                                  # headers that this server does not understand
         self.orderly = True                                             # one request at a time; False: as moto is
-        self._moto = DomainDispatcherApplication(create_backend_app)
-        self._lock = threading.Lock()
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet, ssl_context=tls)
+        self._bucket = Bucket()
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet, ssl_context=tls)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         self.url = f"{'https://localhost' if tls else 'http://127.0.0.1'}:{self._server.server_port}"
@@ -84,44 +71,14 @@ class S3Server:
         waiting = self.weather.get(request.method)
 
         def pass_on() -> Response:
-            with self._lock if self.orderly else nullcontext():
-                return self._refused(request, body) or self._ask_moto(environ, body)
+            with self._bucket.lock if self.orderly else nullcontext():
+                return self._bucket.answer(request, body)
         answer = waiting.popleft()(request, pass_on) if waiting else pass_on()
         if answer is None:                                               # the line is cut
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError("as ordered")
         chunks = answer(environ, start_response)
         return _then_cut(chunks, environ["werkzeug.socket"]) if isinstance(answer, _AsItIs) else chunks
-
-    def _ask_moto(self, environ: dict[str, Any], body: bytes) -> Response:
-        inner = environ | {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
-        chunks, status, headers = run_wsgi_app(self._moto, inner, buffered=True)
-        return Response(b"".join(chunks), status, headers)
-
-    def _refused(self, request: Request, body: bytes) -> Response | None:
-        stated = request.headers.get("x-amz-checksum-sha256")
-        if request.method == "PUT" and stated and base64.b64decode(stated) != hashlib.sha256(body).digest():
-            return error(400, "BadDigest")
-        expected = request.headers.get("If-Match")
-        if request.method == "POST" and expected and "uploadId" in request.args:
-            bucket, _, key = request.path.lstrip("/").partition("/")
-            there = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].get_object(bucket, key)
-            if there is None or there.etag != expected:
-                return error(412, "PreconditionFailed")
-        return None
-
-
-class _Quiet(MotoRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log(self, type: str, message: str, *args: Any) -> None:
-        """Say nothing; an error that was ordered is no news."""
-
-
-def error(status: int, code: str) -> Response:
-    """What S3 answers with `code`; without one, what a proxy answers."""
-    text = f"<Error><Code>{escape(code)}</Code><Message>key AKIASECRET at https://host/?X-Amz-Signature=5ec2e7</Message></Error>" if code else ""
-    return Response(text, status, content_type="application/xml")
 
 
 def refuse(status: int, code: str) -> Answer:

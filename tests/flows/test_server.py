@@ -1,12 +1,12 @@
-"""The stack of `likeness up`, real servers and a real worker: what they keep of a run, that they hold nothing personal, and that a night runs by itself."""
+"""The stack of `likeness up` on files of the home, real servers and real workers: what they keep of a run, and that they hold nothing personal. A night: test_stack.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +44,12 @@ trains_on = "cpu"
 
 
 def command(home: Path, *words: str, **environment: str) -> tuple[int, Any, str]:
-    return finish(likeness(home, *words, "--json", config=CONFIGURED, own_server=True, more=environment))
+    return asked(home, *words, config=CONFIGURED, **environment)
+
+
+def asked(home: Path, *words: str, config: str, **environment: str) -> tuple[int, Any, str]:
+    """(exit code, JSON document, standard error) of a command."""
+    return finish(likeness(home, *words, "--json", config=config, own_server=True, more=environment))
 
 
 def state_of(home: Path) -> tuple[int, dict[str, str], Any]:
@@ -53,10 +58,18 @@ def state_of(home: Path) -> tuple[int, dict[str, str], Any]:
     return code, {s["name"]: s["state"] for s in shown["services"]}, shown
 
 
-def ask(api: str, what: str, body: object = None) -> Any:
-    request = urllib.request.Request(f"{api}/{what}", data=json.dumps(body or {}).encode(), headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+def ask(api: str, what: str, body: object = {}) -> Any:
+    """What a server answers; asked again while it says that it is too busy (503), as Prefect's own client does. `body` None: GET."""
+    request = urllib.request.Request(f"{api}/{what}", data=None if body is None else json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    for pause in (1.0, 2.0, 4.0, 8.0, 16.0):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as e:
+            if e.code != 503:
+                raise
+            time.sleep(pause)
+    raise AssertionError(f"{what}: still too busy")
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 600.0) -> Any:
@@ -67,7 +80,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 600.0) -> Any:
     return found
 
 
-def test_servers_and_a_worker_show_a_run_and_a_night_and_know_nobody(home: Path) -> None:
+def test_servers_show_a_run_and_know_nobody(home: Path) -> None:
     code, states, shown = state_of(home)
     assert (code, set(states.values()), shown["due"], shown["nights"]) == (0, {"running"}, [], [])
     api = shown["services"][0]["address"] + "/api"
@@ -98,28 +111,6 @@ def test_servers_and_a_worker_show_a_run_and_a_night_and_know_nobody(home: Path)
     assert {name: pid for name, pid in again.items() if name != "mlflow"} == {name: pid for name, pid in started.items() if name != "mlflow"}
     assert again["mlflow"] != started["mlflow"]
     assert command(home, "deploy", PREFECT_API_URL=api)[1]["differences"] == []
-
-    # the schedule makes runs, and the workers carry a night out by themselves: who is new is prepared, trained, judged and registered
-    photos = home.parent / "photos"
-    shutil.copytree(PHOTOS, photos)
-    (photos / "11.jpg").unlink()
-    code, _, err = command(home, "subject", "add", "bea", "--class", "man", "--photos", str(photos), "--consent", "ticket-canary")
-    assert code == 0, err
-    (deployment,) = ask(api, "deployments/filter", {"deployments": {"name": {"any_": ["likeness"]}}, "flows": {"name": {"any_": ["nightly"]}}})
-    scheduled = wait_for(lambda: ask(api, "flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}))
-    assert {(r["state_type"], r["expected_start_time"][11:16]) for r in scheduled} == {("SCHEDULED", "02:00")}
-    night = ask(api, f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
-    done = wait_for(lambda: (r := ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [night["id"]]}}})[0])["state_type"] in ("COMPLETED", "FAILED", "CRASHED") and r)
-    assert (done["state_type"], done["name"]) == ("COMPLETED", f"night {done['expected_start_time'][:10]}")
-    _, _, shown = state_of(home)
-    assert [(n["night"], n["ok"], n["counts"]["accepted"]) for n in shown["nights"]] == [(done["expected_start_time"][:10], True, 2)]
-    assert {stage for stage, seconds in shown["nights"][0]["seconds"].items() if seconds > 0.5} >= {"ingest", "train"}
-    batches = ask(api, "flow_runs/filter", {"flows": {"name": {"any_": ["preparing", "training"]}}})
-    assert {(b["name"], b["work_pool_name"], b["state_type"]) for b in batches} == {("preparing 1", "cpu", "COMPLETED"), ("training 1", "cpu", "COMPLETED")}
-    assert shown["nights"][0]["busy_s"].keys() == {"preparing", "training"}
-    kept = json.dumps(batches)
-    assert "bea" in kept
-    assert not [word for word in (str(PHOTOS), str(photos), ".jpg", "ticket-canary", "a photo of") if word in kept]
 
     code, stopped, err = command(home, "down")
     assert (code, stopped["stopped"]) == (0, ["worker-control", "worker-cpu", "mlflow", "prefect"]), err

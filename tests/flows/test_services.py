@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from flows import services
-from likeness.errors import RecipeError, ServerUnreachable
+from likeness.errors import BadSettings, RecipeError, ServerUnreachable
 from likeness.processes import Services
 from likeness.settings import Settings, load_settings
-from tests.servers import free_port
+from tests.servers import free_port, postgres_folder
 
 
 @pytest.fixture
@@ -86,3 +88,45 @@ def test_what_is_written_stays_in_the_home(settings: Settings, tmp_path: Path, m
     assert environment["LIKENESS_CONFIG"] == str(tmp_path / "mine.toml")          # flow runs start in a folder of their own
     assert environment["PREFECT_LOGGING_LEVEL"] == "WARNING"                      # at INFO the names of runs, and with them subjects, are in the logs
     assert environment["PREFECT_API_URL"] == services.own_address(settings)
+
+
+STACK = {"up.postgres_port": 25_432, "up.bucket_port": 29_000, "registry.tracking_uri": "http://127.0.0.1:25000", "up.mlflow_port": 25_000, "store.kind": "s3",
+         "store.bucket": "likeness", "store.endpoint_url": "http://127.0.0.1:29000"}
+
+
+@pytest.fixture
+def stack(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    return load_settings(overrides={"home": str(own_home), **STACK})
+
+
+def test_servers_that_stand_on_postgres_and_a_bucket_have_their_addresses_and_no_password_in_a_command(stack: Settings, lacking: Callable[[str], NoReturn]) -> None:
+    if postgres_folder() is None:
+        lacking("PostgreSQL is not installed (Debian: postgresql)")
+    (stack.home / "postgres").mkdir(parents=True)
+    (stack.home / "postgres" / "password").write_text("hunter2")
+    prefect, mlflow = services.servers(stack)
+    assert prefect.environment()["PREFECT_API_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://likeness@127.0.0.1:25432/prefect"
+    assert mlflow.environment()["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg://likeness@127.0.0.1:25432/mlflow"
+    assert mlflow.environment()["MLFLOW_S3_ENDPOINT_URL"] == "http://127.0.0.1:29000"
+    assert mlflow.elsewhere is None                              # its address is the one that the settings name
+    assert "s3://likeness/mlflow-artifacts" in mlflow.command
+    for wanted in (*services.foundations(stack), prefect, mlflow, *services.workers(stack)):
+        assert not any("hunter2" in word for word in wanted.command)
+    assert "PGPASSWORD" not in services._environment(stack, None)                 # workers reach no database
+
+
+def test_without_postgres_the_error_says_what_to_install(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.postgres.shutil.which", lambda _: None)
+    monkeypatch.setattr("flows.postgres.DEBIAN", Path("/nowhere"))
+    with pytest.raises(RecipeError, match=r"up\.postgres_port needs PostgreSQL's server programs: install them"):
+        services.up(stack, None, deploy=deploy_nothing)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"registry.tracking_uri": "sqlite:////tmp/mlflow.db"}, r"registry\.tracking_uri = 'http://127\.0\.0\.1:25000' with up\.postgres_port"),
+    ({"store.endpoint_url": "http://127.0.0.1:9001"}, r"store\.kind = 's3' and store\.endpoint_url = 'http://127\.0\.0\.1:29000' with up\.bucket_port"),
+])
+def test_settings_of_half_a_stack_are_refused_with_the_other_half(change: dict[str, str], said: str, own_home: Path) -> None:
+    with pytest.raises(BadSettings, match=said):
+        load_settings(overrides={"home": str(own_home), **STACK, **change})
