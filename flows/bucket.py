@@ -92,7 +92,7 @@ class Bucket:
 
     def _file(self, bucket: str, key: str) -> Path:
         assert self._folder is not None
-        return self._folder / bucket / hashlib.sha256(key.encode()).hexdigest()
+        return file_of(self._folder, bucket, key)
 
     def _keep(self, bucket: str, key: str, *, everything: bool) -> None:
         """Have the files say what moto holds: of one key, or which keys there are."""
@@ -124,6 +124,11 @@ class Bucket:
         head = json.loads(said)
         self.make(path.parent.name)
         _backend().put_object(path.parent.name, head["key"], value).set_metadata(head["metadata"], replace=True)
+
+
+def file_of(folder: Path, bucket: str, key: str) -> Path:
+    """Where an object is kept."""
+    return folder / bucket / hashlib.sha256(key.encode()).hexdigest()
 
 
 def error(status: int, code: str) -> Response:

@@ -91,7 +91,7 @@ def _scan(tools: Tools, store: Store, needles: Needles) -> dict[str, Area]:
         areas["mlflow database"] = sorted(database.parent.glob(f"{database.name}*"))       # the write-ahead log too
     if isinstance(artifacts, Path):
         areas["mlflow artifacts"] = files_below(artifacts)
-    seen = {path for paths in areas.values() for path in paths}
+    seen = {path for paths in areas.values() for path in paths} | _tombstones_file(tools, needles.subject)
     inside = store.root if isinstance(store, LocalStore) else None
     areas["elsewhere in the home"] = [path for path in files_below(home) if path not in seen
                                       and (inside is None or not path.is_relative_to(inside) or path.is_relative_to(inside / ".tmp"))]
@@ -113,6 +113,16 @@ def _artifacts_bucket(tools: Tools) -> Store | None:
     from likeness.s3 import S3Store
 
     return S3Store(settings.model_copy(update={"prefix": f"{ARTIFACTS}/"}))
+
+
+def _tombstones_file(tools: Tools, subject: str) -> set[Path]:
+    """That of the tombstone, which may name the subject, where the bucket of `likeness up` keeps it below the home."""
+    settings = tools.settings.store
+    if tools.settings.up.bucket_port is None or not isinstance(settings, S3StoreSettings):
+        return set()
+    from flows.bucket import file_of
+
+    return {file_of(tools.settings.home / "bucket", settings.bucket, settings.prefix + tombstone_key(subject))}
 
 
 def _of_others(store: Store) -> frozenset[str]:
