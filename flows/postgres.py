@@ -135,8 +135,8 @@ class Postgres:
         try:
             for database in DATABASES:
                 with psycopg.connect(host="127.0.0.1", port=self.port, user=USER, password=self.password, dbname=database, autocommit=True, connect_timeout=30) as db:
-                    # statistics hold the commonest values of columns, so they are made anew; they lie in a table themselves
-                    for statement in ("VACUUM (FULL, ANALYZE)", "VACUUM FULL pg_statistic", "CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT"):
+                    # statistics hold the commonest values of columns, and stay as they are where a table is empty now; they lie in a table themselves
+                    for statement in ("DELETE FROM pg_statistic", "VACUUM (FULL, ANALYZE)", "VACUUM FULL pg_statistic", "CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT"):
                         db.execute(statement.encode())
         except psycopg.Error as e:
             raise ServerUnreachable(f"PostgreSQL of this home could not be swept ({type(e).__name__}): see that `likeness status` shows it running, then run the same command again") from e

@@ -99,7 +99,7 @@ def servers(settings: Settings) -> list[Wanted]:
     up, home, api, cluster = settings.up, settings.home, prefect_api(settings), Postgres.of(settings)
     tracking = settings.registry.tracking_uri
     prefect = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(up.prefect_port))
-    mlflow = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(up.mlflow_port), "--workers", "1", *([] if cluster else ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]),
+    mlflow = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(up.mlflow_port), "--workers", "1", "--uvicorn-opts", "--no-access-log --log-level warning", *([] if cluster else ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]),
               "--artifacts-destination", artifacts(settings))
     on_bucket = {} if up.bucket_address is None else {"MLFLOW_S3_ENDPOINT_URL": up.bucket_address}
     return [Wanted("prefect", (sys.executable, "-m", *prefect), up.prefect_port, f"http://127.0.0.1:{up.prefect_port}", lambda _: _answers(f"{own_address(settings)}/health"),
@@ -226,9 +226,9 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
     """Of the background processes: ours, with everything that is written kept to the home."""
     home = settings.home
     given = {"LIKENESS_HOME": str(home), "PREFECT_API_URL": prefect_api(settings)} | ({} if config is None else {"LIKENESS_CONFIG": str(config.resolve())})
-    # WARNING: at INFO Prefect writes the names of runs, which hold subjects, into the log of every worker
+    # WARNING: at INFO Prefect and MLflow write the names of runs and models, which hold subjects, into every log
     kept = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+            "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     return kept | settings.up.credentials | NAMELESS_LOGS | dict(os.environ) | given
 
 

@@ -111,7 +111,7 @@ def scan_database(address: str, needles: Needles, *, whose: str = "MLflow") -> A
         known = sqlalchemy.MetaData()
         known.reflect(engine)
         with engine.connect() as db:
-            for table in known.sorted_tables:
+            for table in known.tables.values():
                 objects += 1
                 rows = db.execution_options(stream_results=True).execute(sqlalchemy.select(table))
                 if any(needles.in_text(_words_of(cell)) for row in rows for cell in row):
