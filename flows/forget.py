@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flows.erasing import erase_runs
 from flows.postgres import Postgres, own_database
-from flows.services import ARTIFACTS
+from flows.services import ARTIFACTS, PAGES
 from likeness import digest
 from likeness.erasure import Area, Forgotten, Receipt, bury, receipt_of, remember, replace, tombstone_key
 from likeness.lineage import check_subject
@@ -85,13 +85,14 @@ def _reports(tools: Tools, subject: str) -> list[Path]:
 def _scan(tools: Tools, store: Store, needles: Needles) -> dict[str, Area]:
     home = tools.settings.home
     address, artifacts, prefect = tools.registry.tracking_uri, tools.registry.artifact_root, _prefect_home(tools)
-    areas: dict[str, list[Path]] = {"reports": files_below(home / "reports"), "prefect": files_below(prefect)}
+    pages = set(files_below(prefect / PAGES))                  # Prefect's own, copied out of its package: they hold words of many languages
+    areas: dict[str, list[Path]] = {"reports": files_below(home / "reports"), "prefect": [path for path in files_below(prefect) if path not in pages]}
     if address.startswith("sqlite:////"):
         database = Path(address.removeprefix("sqlite:///"))
         areas["mlflow database"] = sorted(database.parent.glob(f"{database.name}*"))       # the write-ahead log too
     if isinstance(artifacts, Path):
         areas["mlflow artifacts"] = files_below(artifacts)
-    seen = {path for paths in areas.values() for path in paths} | _tombstones_file(tools, needles.subject)
+    seen = pages | {path for paths in areas.values() for path in paths} | _tombstones_file(tools, needles.subject)
     inside = store.root if isinstance(store, LocalStore) else None
     areas["elsewhere in the home"] = [path for path in files_below(home) if path not in seen
                                       and (inside is None or not path.is_relative_to(inside) or path.is_relative_to(inside / ".tmp"))]

@@ -31,6 +31,7 @@ NAMELESS_LOGS = {f"PREFECT_LOGGING_FORMATTERS_STANDARD_{kind.upper()}_FMT": f"%(
                  for kind in ("flow_run", "task_run")}
 PATIENCE_S = 300.0              # a server on a busy machine takes up to 40 s; the first start makes its database besides
 ARTIFACTS = "mlflow-artifacts"      # prefix within the bucket
+PAGES = "ui"                        # folder below PREFECT_HOME
 State = Literal["running", "silent", "crashed", "stopped", "elsewhere"]
 
 
@@ -227,7 +228,7 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
     home = settings.home
     given = {"LIKENESS_HOME": str(home), "PREFECT_API_URL": prefect_api(settings)} | ({} if config is None else {"LIKENESS_CONFIG": str(config.resolve())})
     # WARNING: at INFO Prefect and MLflow write the names of runs and models, which hold subjects, into every log
-    kept = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    kept = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / PAGES), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     return kept | settings.up.credentials | NAMELESS_LOGS | dict(os.environ) | given
 
