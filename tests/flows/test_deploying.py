@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any
 from uuid import UUID
@@ -23,33 +22,7 @@ from flows.recovering import declare_crashed, lost_runs
 from likeness.errors import BadSettings, RecipeError, ServerUnreachable
 from likeness.settings import load_settings
 
-Ask = Callable[[Callable[[PrefectClient], Awaitable[Any]]], Any]
-
-
-@contextmanager
-def _undone(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        patch.undo()
-
-
-@pytest.fixture(scope="module")
-def ask() -> Iterator[Ask]:
-    """Runs a coroutine with a client of a Prefect server in this process, its database the session's own."""
-    from prefect.client import base
-    from prefect.server.api.server import create_app
-
-    patient = pytest.MonkeyPatch()          # Prefect waits 30 s for its own server, a busy machine takes longer
-    start = base.LifespanManager
-    patient.setattr(base, "LifespanManager", lambda app, **_: start(app, startup_timeout=300, shutdown_timeout=60))
-    with asyncio.Runner() as runner, _undone(patient):
-        client = PrefectClient(create_app(ephemeral=True))
-        runner.run(client.__aenter__())
-        try:
-            yield lambda what: runner.run(what(client))
-        finally:
-            runner.run(client.__aexit__(None, None, None))
+Ask = Callable[[Callable[[PrefectClient], Awaitable[Any]]], Any]           # the fixture `ask` of conftest.py
 
 
 def plan(**changed: object) -> Plan:
@@ -58,7 +31,7 @@ def plan(**changed: object) -> Plan:
 
 def test_deploy_makes_everything_once_and_changes_only_what_differs(ask: Ask) -> None:
     planned = ask(lambda c: differences(c, plan()))
-    assert [d.as_json()["action"] for d in planned] == ["create"] * 9
+    assert [d.as_json()["action"] for d in planned] == ["create"] * 12
     assert ask(lambda c: apply(c, plan())) == planned
     assert ask(lambda c: differences(c, plan())) == []
     nightly = ask(lambda c: c.read_deployment_by_name("nightly/likeness"))
@@ -107,6 +80,16 @@ def test_what_an_operator_changed_by_hand_and_no_setting_names_stays(ask: Ask) -
     assert (pool.concurrency_limit, pool.is_paused) == (7, True)
 
 
+def test_recover_comes_every_few_minutes_in_a_queue_of_its_own(ask: Ask) -> None:
+    ask(lambda c: apply(c, plan(**{"deploy.recover_every_min": 7, "deploy.control_slots": 3})))
+    recover = ask(lambda c: c.read_deployment_by_name("recover/likeness"))
+    assert [(s.schedule.cron, s.schedule.timezone) for s in recover.schedules] == [("*/7 * * * *", "UTC")]
+    assert (recover.work_pool_name, recover.work_queue_name) == ("test-control", "recover")
+    queues = {q.name: q.concurrency_limit for q in ask(lambda c: c.read_work_queues(work_pool_name="test-control"))}
+    assert (queues, ask(lambda c: c.read_work_pool("test-control")).concurrency_limit) == ({"default": 3, "recover": 2}, 5)
+    ask(lambda c: apply(c, plan()))
+
+
 def test_a_pool_of_another_type_keeps_it(ask: Ask) -> None:
     ask(lambda c: c.create_work_pool(WorkPoolCreate(name="test-pods", type="kubernetes")))
     ask(lambda c: apply(c, plan(**{"deploy.gpu_pool": "test-pods", "deploy.gpu_slots": 3})))
@@ -150,12 +133,12 @@ def test_every_deployment_leads_to_its_flow_and_the_schedule_needs_no_parameter(
         assert isinstance(flow, Flow)
         assert (flow.name, set(deployment.schema["properties"])) == (deployment.flow, set(flow.parameters.properties))
     assert {d.flow: d.schema.get("required", []) for d in plan().deployments} == {
-        "nightly": [], "personalize": ["subject"], "preparing": ["subjects"], "training": ["trainings"]}
+        "nightly": [], "personalize": ["subject"], "preparing": ["subjects"], "training": ["trainings"], "recover": []}
 
 
 def test_training_may_run_on_the_cpu_pool() -> None:
     assert {d.flow: d.pool for d in plan(**{"deploy.trains_on": "cpu"}).deployments} == {
-        "nightly": "test-control", "personalize": "test-control", "preparing": "test-cpu", "training": "test-cpu"}
+        "nightly": "test-control", "personalize": "test-control", "preparing": "test-cpu", "training": "test-cpu", "recover": "test-control"}
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [
