@@ -41,7 +41,7 @@ from flows.recovering import PAGE, UNDER_WAY, declare_crashed, lost_runs, unfini
 from flows.turns import last_known
 from likeness import digest
 from likeness.errors import LikenessError
-from likeness.once import expired_claims, held_claims
+from likeness.once import HeldClaim, expired_claims, held_claims
 from likeness.records import Record
 from tasks.runtime import Tools, runtime
 
@@ -158,20 +158,21 @@ async def _subjects_again(client: PrefectClient, tools: Tools, seen: _Seen) -> i
         named.update(_subjects_of(name, run))
         if name == "personalize":
             own.update(dict.fromkeys(_subjects_of(name, run), str(run.id)))
-    wanted = [subject for subject in sorted(named - taken) if _may(tools, subject)]
-    held = {subject: held_claims(tools.store, subject) for subject in wanted}
-    expired = {claim.key: claim for claim in await asyncio.to_thread(expired_claims, tools.store, [claim for claims in held.values() for claim in claims])}
-    sent = 0
-    for subject in wanted:
-        if sent >= room:
-            break
-        claims = [expired[claim.key] for claim in held[subject] if claim.key in expired]
-        if len(claims) < len(held[subject]) or any(claim.attempt >= deploy.most_starts for claim in claims):
-            continue                                           # somebody is at it; or too many died over it
+    left: dict[str, tuple[str, list[HeldClaim]]] = {}          # subject to the key of what would be begun, and the claims that must have expired
+    for subject in sorted(named - taken):
+        if not _may(tools, subject):
+            continue
+        claims = held_claims(tools.store, subject)
+        if any(claim.attempt >= deploy.most_starts for claim in claims):
+            continue                                           # too many died over it
         if claims or subject in own:
-            key = ["recover", claims[0].key, claims[0].token] if claims else ["recover", own[subject]]
-            sent += await _begin(client, seen.deployments["personalize"], {"subject": subject}, digest.of_json(key))
-    return sent
+            left[subject] = digest.of_json(["recover", claims[0].key, claims[0].token] if claims else ["recover", own[subject]]), claims
+    before = await _begun(client, [key for key, _ in left.values()])
+    left = {subject: (key, claims) for subject, (key, claims) in left.items() if key not in before}
+    watched = [claim for _, claims in left.values() for claim in claims]
+    expired = {claim.key for claim in await asyncio.to_thread(expired_claims, tools.store, watched)}
+    ready = [(subject, key) for subject, (key, claims) in left.items() if all(claim.key in expired for claim in claims)]
+    return sum([await _begin(client, seen.deployments["personalize"], {"subject": subject}, key) for subject, key in ready[:max(0, room)]])
 
 
 def _subjects_of(name: str, run: FlowRun) -> list[str]:
@@ -195,10 +196,19 @@ def _may(tools: Tools, subject: str) -> bool:
 
 async def _begin(client: PrefectClient, deployment: DeploymentResponse, parameters: Mapping[str, Any], key: str) -> int:
     """One run for one key, ever; how many were made now."""
-    if await client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key])), limit=1):
+    if await _begun(client, [key]):
         return 0
     await client.create_flow_run_from_deployment(deployment.id, parameters=dict(parameters), tags=[AGAIN], idempotency_key=key)
     return 1
+
+
+async def _begun(client: PrefectClient, keys: Sequence[str]) -> set[str]:
+    """Those of these keys for which a run was made."""
+    found: set[str] = set()
+    for at in range(0, len(keys), PAGE):
+        some = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=list(keys[at:at + PAGE])))
+        found |= {run.idempotency_key for run in await client.read_flow_runs(flow_run_filter=some, limit=PAGE) if run.idempotency_key is not None}
+    return found
 
 
 async def _sweep_own_runs(client: PrefectClient) -> None:

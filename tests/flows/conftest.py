@@ -21,9 +21,9 @@ def _undone(patch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.undo()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ask() -> Iterator[Ask]:
-    """Runs a coroutine with a client of a Prefect server in this process, its database the session's own."""
+    """Runs a coroutine with a client of a Prefect server in this process, its database the session's own. One for all files: a second one has no queue for its background work."""
     from prefect.client import base
     from prefect.server.api.server import create_app
 

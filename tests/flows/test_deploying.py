@@ -126,6 +126,17 @@ def test_runs_whose_worker_is_gone_are_declared_crashed_and_give_their_slot_back
     assert [ask(lambda c, r=r: c.read_flow_run(r)).state_type for r in others] == before
 
 
+def test_a_pod_outlives_its_worker_and_is_not_declared_crashed(ask: Ask) -> None:
+    ask(lambda c: c.create_work_pool(WorkPoolCreate(name="test-more-pods", type="kubernetes"), overwrite=True))
+    ask(lambda c: apply(c, plan(**{"deploy.gpu_pool": "test-more-pods"})))
+    deployment = ask(lambda c: c.read_deployment_by_name("training/likeness"))
+    run = ask(lambda c: c.create_flow_run_from_deployment(deployment.id))
+    ask(lambda c: c.update_flow_run_labels(run.id, {"prefect.worker.name": "gone"}))
+    ask(lambda c: c.set_flow_run_state(run.id, Running(), force=True))
+    assert ask(lambda c: lost_runs(c, ("test-more-pods", "test-nowhere"))) == []
+    ask(lambda c: c.delete_flow_run(run.id))
+
+
 def test_every_deployment_leads_to_its_flow_and_the_schedule_needs_no_parameter() -> None:
     for deployment in plan().deployments:
         module, _, name = deployment.entrypoint.rpartition(".")
