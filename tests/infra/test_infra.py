@@ -191,7 +191,7 @@ def test_the_unit_starts_a_worker_that_exists_and_keeps_to_the_home(unit: config
     service = unit["Service"]
     program, *words = service["ExecStart"].split()
     assert Path(program).name == "prefect"
-    assert words == ["worker", "start", "--pool", "%i", "--type", "process"]
+    assert words == ["worker", "start", "--pool", "%i", "--type", "process", "$WORKER_OPTIONS"]       # systemd leaves an unset one out
     assert service["User"] != "root"
     assert service["ReadWritePaths"] == service["WorkingDirectory"] == "/srv/likeness"
     assert "PrivateDevices" not in service                       # it would hide the GPUs
@@ -239,6 +239,22 @@ def test_the_bucket_takes_the_rule_that_aborts_what_nobody_finished(root: Path, 
     [kept] = s3.client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     assert (kept["Status"], kept["AbortIncompleteMultipartUpload"]) == ("Enabled", {"DaysAfterInitiation": 1})
     assert not {"Expiration", "Transitions"} & kept.keys()                     # nothing that is an object goes by itself
+
+
+def test_prefects_database_does_not_grow_for_ever(root: Path, compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own settings read what the files give it."""
+    from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
+
+    kubernetes = dict(line.split("=", 1) for line in (root / "infra" / "kubernetes" / "servers.env").read_text().splitlines() if line)
+    for given in (compose["services"]["prefect"]["environment"], kubernetes):
+        for key, value in given.items():
+            if "DB_VACUUM" in key:
+                monkeypatch.setenv(key, value)
+        read = ServerServicesDBVacuumSettings()
+        assert {"events", "flow_runs"} <= read.enabled_vacuum_types
+        assert read.retention_period.days == 30
+        for key in given:
+            monkeypatch.delenv(key, raising=False)
 
 
 def test_a_silent_worker_is_noticed_wherever_one_is_started(compose: Any, unit: configparser.ConfigParser) -> None:
