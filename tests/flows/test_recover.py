@@ -20,6 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Crashed, Running, Scheduled
 
 import flows.recover
+from flows import cli_operating
 from flows.deploying import Plan, apply, plan_of
 from flows.recover import AGAIN, Recovered, recover, recovered
 from likeness.erasure import tombstone_key
@@ -276,6 +277,15 @@ def test_recoveries_that_are_overdue_are_not_made_up_for(server: Ask, tools: Too
     server(lambda c: recovered(c, tools))
     left = server(lambda c: c.read_flow_runs(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=["likeness"])), limit=200))
     assert not made & {run.id for run in left}
+
+
+def test_the_command_still_says_the_same_of_a_claim(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Tools(load_settings(overrides={"home": str(own_home)}))
+    enrol(made)
+    held(made)
+    cli_operating.recover(as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"server": None, "runs": [], "declared_crashed": [], "uploads": [], "claims": [
+        {"subject": "ada", "stage": "crop", "attempt": 1, "progress": None, "lives": None}]}
 
 
 def test_the_flow_runs_on_a_server_and_says_its_numbers_only(own_home: Path) -> None:

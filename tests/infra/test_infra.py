@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import uuid
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +25,7 @@ from flows.automations import HEARTBEAT_S
 from flows.cli import app
 from flows.deploying import as_prefect_yaml, plan_of
 from likeness.settings import load_settings
+from tasks.runtime import Tools
 from tests.s3_server import S3Server
 
 PREFECT_OPTIONS = {"--host", "--port", "--pool", "--type", "--limit", "--with-healthcheck"}       # its command line is not click's: `prefect --help`
@@ -239,6 +243,21 @@ def test_the_bucket_takes_the_rule_that_aborts_what_nobody_finished(root: Path, 
     [kept] = s3.client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     assert (kept["Status"], kept["AbortIncompleteMultipartUpload"]) == ("Enabled", {"DaysAfterInitiation": 1})
     assert not {"Expiration", "Transitions"} & kept.keys()                     # nothing that is an object goes by itself
+
+
+def test_the_bucket_of_the_compose_file_is_made_once_and_the_store_works_in_it(root: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its containers run, with the environment that they have, on another server."""
+    services = yaml.safe_load((root / "infra" / "compose.s3.yaml").read_text())["services"]
+    program, flag, script = services["bucket"]["command"]
+    name = f"test-{uuid.uuid4().hex}"
+    environment = services["bucket"]["environment"] | {"LIKENESS_STORE__ENDPOINT_URL": s3.url, "LIKENESS_STORE__BUCKET": name, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    for _ in range(2):
+        subprocess.run([sys.executable, flag, script], env=os.environ | environment, check=True)
+    assert (program, [b["Name"] for b in s3.client.list_buckets()["Buckets"]].count(name)) == ("python", 1)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    store = Tools(load_settings()).bare_store
+    assert (store.put_if_absent("probes/a", b"1"), store.put_if_absent("probes/a", b"2"), store.get("probes/a")) == (True, False, b"1")
 
 
 def test_prefects_database_does_not_grow_for_ever(root: Path, compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
