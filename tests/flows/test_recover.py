@@ -36,15 +36,17 @@ from tests.processes import SERVER
 Ask = Callable[[Callable[[PrefectClient], Awaitable[Any]]], Any]
 CALL = Call(stage="crop", subject="ada")
 TTL_S = 0.4
+# no night is due while these tests run
+SETTINGS = {"deploy.control_pool": "again-control", "deploy.cpu_pool": "again-cpu", "deploy.gpu_pool": "again-gpu", "schedule.cron": "0 2 29 2 *"}
 
 
 def plan() -> Plan:
-    return plan_of(load_settings(overrides={"deploy.control_pool": "again-control", "deploy.cpu_pool": "again-cpu", "deploy.gpu_pool": "again-gpu"}))
+    return plan_of(load_settings(overrides=SETTINGS))
 
 
 @pytest.fixture(scope="module")
-def deployed(ask: Ask) -> Iterator[Ask]:
-    """With our deployments and without the automations, which would start again what crashes here, some time later. Nothing is left to other files."""
+def deployed() -> Iterator[Ask]:
+    """Runs a coroutine with a client of the session's Prefect server, which has our deployments, and not the automations, which would start again what crashes here, some time later."""
     async def without_automations(client: PrefectClient) -> None:
         for planned in plan().automations:
             for there in await client.read_automations_by_name(planned.name):
@@ -54,10 +56,16 @@ def deployed(ask: Ask) -> Iterator[Ask]:
         for planned in plan().deployments:
             await client.delete_deployment((await client.read_deployment_by_name(planned.full_name)).id)
 
-    ask(without_automations)
-    ask(lambda client: apply(client, replace(plan(), automations=())))
-    yield ask
-    ask(without_deployments)
+    with asyncio.Runner() as runner:
+        client = PrefectClient(SERVER.api)
+        runner.run(client.__aenter__())
+        try:
+            runner.run(without_automations(client))
+            runner.run(apply(client, replace(plan(), automations=())))
+            yield lambda what: runner.run(what(client))
+            runner.run(without_deployments(client))                            # so that its schedules end here
+        finally:
+            runner.run(client.__aexit__(None, None, None))
 
 
 @pytest.fixture
@@ -74,7 +82,7 @@ def server(deployed: Ask) -> Ask:
 @pytest.fixture
 def tools(own_home: Path) -> Tools:
     """Tools over a memory, with one enrolled subject whose photos nobody reads here."""
-    made = Tools(load_settings(overrides={"home": str(own_home), "deploy.control_pool": "again-control", "deploy.cpu_pool": "again-cpu", "deploy.gpu_pool": "again-gpu"}))
+    made = Tools(load_settings(overrides={"home": str(own_home), **SETTINGS}))
     made.bare_store = MemoryStore()
     enrol(made)
     return made
@@ -288,45 +296,33 @@ def test_the_command_still_says_the_same_of_a_claim(own_home: Path, capsys: pyte
         {"subject": "ada", "stage": "crop", "attempt": 1, "progress": None, "lives": None}]}
 
 
-def test_the_flow_runs_on_a_server_and_says_its_numbers_only(own_home: Path) -> None:
-    async def deploy() -> None:
-        async with PrefectClient(SERVER.api) as client:
-            await apply(client, plan())
-
-    asyncio.run(deploy())
+def test_the_flow_runs_on_a_server_and_says_its_numbers_only(server: Ask) -> None:
     with temporary_settings(updates={PREFECT_API_URL: SERVER.api}):
         state = asyncio.run(recover(return_state=True))
     assert json.loads(state.message) == {"declared_crashed": 0, "nights": 0, "subjects": 0, "uploads": 0}
 
 
-def test_a_recovery_finds_a_slot_when_every_other_one_is_taken_and_takes_none_from_a_night() -> None:
-    """On a server of its own process: one in this process does not give runs to workers."""
-    async def look() -> None:
-        async with PrefectClient(SERVER.api) as client:
-            await apply(client, plan())
-            personalize, recovery = [await client.read_deployment_by_name(f"{name}/likeness") for name in ("personalize", "recover")]
-            assert (recovery.work_pool_name, recovery.work_queue_name) == ("again-control", "recover")
+def test_a_recovery_finds_a_slot_when_every_other_one_is_taken_and_takes_none_from_a_night(server: Ask) -> None:
+    personalize, recovery = [server(lambda c, n=name: c.read_deployment_by_name(f"{n}/likeness")) for name in ("personalize", "recover")]
+    assert (recovery.work_pool_name, recovery.work_queue_name) == ("again-control", "recover")
 
-            async def runs(deployment: Any, number: int) -> list[UUID]:
-                return [(await client.create_flow_run_from_deployment(deployment.id, parameters={"subject": "ada"} if deployment is personalize else {})).id for _ in range(number)]
+    def runs(deployment: Any, number: int) -> list[UUID]:
+        given = {"subject": "ada"} if deployment is personalize else {}
+        return [server(lambda c: c.create_flow_run_from_deployment(deployment.id, parameters=given)).id for _ in range(number)]
 
-            async def offered(*made: UUID) -> set[UUID]:
-                """Which of these runs a worker of the pool would be given now."""
-                return {item.flow_run.id for item in await client.get_scheduled_flow_runs_for_work_pool("again-control")} & set(made)
+    def offered(*made: UUID) -> set[UUID]:
+        """Which of these runs a worker of the pool would be given now."""
+        return {item.flow_run.id for item in server(lambda c: c.get_scheduled_flow_runs_for_work_pool("again-control"))} & set(made)
 
-            taken, waiting, rescue = await runs(personalize, 2), await runs(personalize, 1), await runs(recovery, 3)
-            try:
-                for run in taken:                              # control_slots is 2
-                    await client.set_flow_run_state(run, Running(), force=True)
-                rescued = await offered(*rescue)
-                assert len(rescued) == 2
-                assert await offered(*waiting) == set()
-                for run in rescued:
-                    await client.set_flow_run_state(run, Running(), force=True)
-                await client.set_flow_run_state(taken[0], Completed(), force=True)
-                assert await offered(*waiting, *rescue) == set(waiting)
-            finally:
-                for run in (*taken, *waiting, *rescue):
-                    await client.delete_flow_run(run)
+    def begin(*made: UUID) -> None:
+        for run in made:
+            server(lambda c, r=run: c.set_flow_run_state(r, Running(), force=True))
 
-    asyncio.run(look())
+    taken, waiting, rescue = runs(personalize, 2), runs(personalize, 1), runs(recovery, 3)
+    begin(*taken)                                              # control_slots is 2
+    rescued = offered(*rescue)
+    assert len(rescued) == 2
+    assert offered(*waiting) == set()
+    begin(*rescued)
+    server(lambda c: c.set_flow_run_state(taken[0], Completed(), force=True))
+    assert offered(*waiting, *rescue) == set(waiting)
