@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from flows.deploying import Difference
     from flows.recovering import LostRun
     from flows.services import Seen
+    from likeness.once import HeldClaim
     from tasks.runtime import Tools
 
 
@@ -136,7 +136,7 @@ def recover(yes: Annotated[bool, typer.Option("--yes", help="Declare runs whose 
     address = os.environ.get("PREFECT_API_URL") or (services.prefect_api(settings) if services.started_prefect(settings) else None)
     lost, declared = _lost(address, settings, yes) if address is not None else ([], [])
     if as_json:
-        print_json({"server": address, "runs": [r.as_json() for r in lost], "declared_crashed": [str(r.id) for r in declared], "claims": [asdict(c) for c in claims],
+        print_json({"server": address, "runs": [r.as_json() for r in lost], "declared_crashed": [str(r.id) for r in declared], "claims": [_claim_as_json(c) for c in claims],
                     "uploads": [{"key": u.key, "since": u.since.isoformat(), "aborted": yes} for u in uploads]})
         return
     for run in lost:
@@ -153,6 +153,10 @@ def recover(yes: Annotated[bool, typer.Option("--yes", help="Declare runs whose 
         typer.echo("no Prefect server was asked: PREFECT_API_URL is not set, and `likeness up` started none here")
     elif not lost and not claims and not uploads:
         typer.echo("nothing was left behind")
+
+
+def _claim_as_json(claim: HeldClaim) -> dict[str, Any]:
+    return {"subject": claim.subject, "stage": claim.stage, "attempt": claim.attempt, "progress": claim.progress, "lives": claim.lives}
 
 
 def _lost(address: str, settings: Settings, yes: bool) -> tuple[list[LostRun], list[LostRun]]:

@@ -2,7 +2,7 @@
 
     settings -> plan_of -> read what is there -> differences -> apply
 
-Work pools carry the limits: a slot of a pool frees itself with its run, one of Prefect's global limits was seen to outlive it (docs/log.md). What an
+Work pools and their queues carry the limits: a slot of a pool frees itself with its run, one of Prefect's global limits was seen to outlive it (docs/log.md). What an
 operator changed by hand and the settings do not speak of stays: paused pools and schedules, other schedules, the type of a pool that was there.
 """
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 NAME = "likeness"               # of every deployment: nightly/likeness, personalize/likeness
 TAGS = ["likeness"]
 SLUG = "likeness"               # by which a later deploy finds its own schedule again
+RECOVERY = "recover"            # the queue of pool `control` that only `recover` is in
+RECOVERY_SLOTS = 2              # one may be held by a recovery that died with its worker: the other one ends it
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class PoolPlan:
 
 
 @dataclass(frozen=True)
+class QueuePlan:
+    """A queue of a work pool with a limit of its own, within that of the pool."""
+
+    pool: str
+    name: str
+    slots: int
+    description: str
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        return f"queue {self.name} of work pool {self.pool}"
+
+    def facts(self) -> dict[str, Any]:
+        """What is compared with the server's."""
+        return {"slots": self.slots, "description": self.description}
+
+
+@dataclass(frozen=True)
 class DeploymentPlan:
     """A flow by its module path, the pool it runs on, and when."""
 
@@ -65,6 +86,7 @@ class DeploymentPlan:
     values: dict[str, Any]              # of those that are not left to whoever starts it
     cron: str | None = None
     timezone: str | None = None
+    queue: str = "default"
 
     @property
     def full_name(self) -> str:
@@ -78,7 +100,7 @@ class DeploymentPlan:
 
     def facts(self) -> dict[str, Any]:
         """What is compared with the server's."""
-        return {"entrypoint": self.entrypoint, "pool": self.pool, "description": self.description, "tags": TAGS, "cron": self.cron, "timezone": self.timezone,
+        return {"entrypoint": self.entrypoint, "pool": self.pool, "queue": self.queue, "description": self.description, "tags": TAGS, "cron": self.cron, "timezone": self.timezone,
                 "values": self.values, "parameters": self.schema}
 
 
@@ -89,6 +111,7 @@ class Plan:
     pools: tuple[PoolPlan, ...]
     deployments: tuple[DeploymentPlan, ...]
     automations: tuple[AutomationPlan, ...] = ()
+    queues: tuple[QueuePlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,22 +141,27 @@ def plan_of(settings: Settings) -> Plan:
         raise BadSettings(f"settings:\n  schedule.cron: found {schedule.cron!r}, which no clock reads; needed are minute, hour, day of month, month and day of "
                           "week within their limits, for example '0 2 * * *'") from e
     return Plan(
-        pools=(PoolPlan(deploy.control_pool, deploy.control_slots, "Likeness: workers that orchestrate, judge and register"),
+        pools=(PoolPlan(deploy.control_pool, deploy.control_slots + RECOVERY_SLOTS, "Likeness: workers that orchestrate, judge and register"),
                PoolPlan(deploy.cpu_pool, deploy.cpu_slots, "Likeness: workers without a GPU"),
                PoolPlan(deploy.gpu_pool, deploy.gpu_slots, "Likeness: workers with a GPU, one slot for each")),
         deployments=(_deployment("nightly", deploy.control_pool, "Personalise everybody who is due", values={"on_workers": True}, cron=schedule.cron,
                                  timezone=schedule.timezone),
                      _deployment("personalize", deploy.control_pool, "Personalise one enrolled subject", values={"on_workers": True}),
                      _deployment("preparing", deploy.cpu_pool, "Photos to training sets, for a batch of subjects"),
-                     _deployment("training", deploy.training_pool, "Training sets to adapters and samples, for a batch of subjects")),
+                     _deployment("training", deploy.training_pool, "Training sets to adapters and samples, for a batch of subjects"),
+                     _deployment("recover", deploy.control_pool, "End what dead workers hold, begin again what they left half made", cron=f"*/{deploy.recover_every_min} * * * *",
+                                 timezone="UTC", queue=RECOVERY)),
+        # whoever fills the one queue leaves the other one its slots: a night waits for no recovery, and a recovery finds room when every other slot is held by the dead
+        queues=(QueuePlan(deploy.control_pool, "default", deploy.control_slots, "Likeness: nights, and subjects by hand"),
+                QueuePlan(deploy.control_pool, RECOVERY, RECOVERY_SLOTS, "Likeness: recover alone")),
         automations=automations_of(TAGS[0], silent_after_s=deploy.silent_after_s, most_starts=deploy.most_starts))
 
 
 def _deployment(name: str, pool: str, description: str, *, values: dict[str, Any] | None = None, cron: str | None = None,
-                timezone: str | None = None) -> DeploymentPlan:
+                timezone: str | None = None, queue: str = "default") -> DeploymentPlan:
     flow = getattr(import_module(f"flows.{name}"), name)
     # By module path: the file form would put flows/ first on the path of imports
-    return DeploymentPlan(name, f"flows.{name}.{name}", pool, description, flow.parameters.model_dump(mode="json"), values or {}, cron, timezone)
+    return DeploymentPlan(name, f"flows.{name}.{name}", pool, description, flow.parameters.model_dump(mode="json"), values or {}, cron, timezone, queue)
 
 
 def as_prefect_yaml(plan: Plan) -> str:
@@ -141,10 +169,14 @@ def as_prefect_yaml(plan: Plan) -> str:
     head = ["# Written by `likeness deploy --yaml`; a test compares the two. `likeness deploy` makes the same, and the work pools besides.",
             "# With Prefect's own tool:"]
     head += [f"#   prefect work-pool create {p.name} --type process && prefect work-pool set-concurrency-limit {p.name} {p.slots}" for p in plan.pools]
+    head += [f"#   prefect work-queue create {q.name} --pool {q.pool} --limit {q.slots} --priority 1" if q.name == RECOVERY else
+             f"#   prefect work-queue set-concurrency-limit {q.name} {q.slots} --pool {q.pool}" for q in plan.queues]
     head += ["#   prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml"]
     deployments = []
     for d in plan.deployments:
         entry: dict[str, Any] = {"name": NAME, "description": d.description, "tags": [*TAGS], "entrypoint": d.entrypoint, "work_pool": {"name": d.pool}}
+        if d.queue != "default":
+            entry["work_pool"]["work_queue_name"] = d.queue
         if d.values:
             entry["parameters"] = d.values
         if d.cron is not None:
@@ -183,6 +215,8 @@ async def differences(client: PrefectClient, plan: Plan) -> list[Difference]:
     found: list[Difference] = []
     for pool in plan.pools:
         found += _compared(pool, await _pool_facts(client, pool.name))
+    for queue in plan.queues:
+        found += _compared(queue, await _queue_facts(client, queue))
     for deployment in plan.deployments:
         found += _compared(deployment, await _deployment_facts(client, deployment.full_name))
     for automation in plan.automations:
@@ -190,7 +224,7 @@ async def differences(client: PrefectClient, plan: Plan) -> list[Difference]:
     return found
 
 
-def _compared(wanted: PoolPlan | DeploymentPlan | AutomationPlan, there: dict[str, Any] | None) -> list[Difference]:
+def _compared(wanted: PoolPlan | QueuePlan | DeploymentPlan | AutomationPlan, there: dict[str, Any] | None) -> list[Difference]:
     if there is None:
         return [Difference(wanted.label, None)]
     return [Difference(wanted.label, name, there[name], value) for name, value in wanted.facts().items() if there[name] != value]
@@ -204,6 +238,14 @@ async def _pool_facts(client: PrefectClient, name: str) -> dict[str, Any] | None
     return {"slots": pool.concurrency_limit, "description": pool.description}
 
 
+async def _queue_facts(client: PrefectClient, plan: QueuePlan) -> dict[str, Any] | None:
+    try:
+        queue = await client.read_work_queue_by_name(plan.name, work_pool_name=plan.pool)
+    except ObjectNotFound:
+        return None
+    return {"slots": queue.concurrency_limit, "description": queue.description}
+
+
 async def _deployment_facts(client: PrefectClient, full_name: str) -> dict[str, Any] | None:
     try:
         there = await client.read_deployment_by_name(full_name)
@@ -211,7 +253,7 @@ async def _deployment_facts(client: PrefectClient, full_name: str) -> dict[str, 
         return None
     schedule = _own(there.schedules)
     cron = schedule.schedule if schedule is not None and isinstance(schedule.schedule, CronSchedule) else None
-    return {"entrypoint": there.entrypoint, "pool": there.work_pool_name, "description": there.description, "tags": there.tags,
+    return {"entrypoint": there.entrypoint, "pool": there.work_pool_name, "queue": there.work_queue_name, "description": there.description, "tags": there.tags,
             "cron": None if cron is None else cron.cron, "timezone": None if cron is None else cron.timezone, "values": there.parameters or {},
             "parameters": there.parameter_openapi_schema}
 
@@ -227,6 +269,9 @@ async def apply(client: PrefectClient, plan: Plan) -> list[Difference]:
     for pool in plan.pools:
         if pool.label in different:
             await _make_pool(client, pool)
+    for queue in plan.queues:
+        if queue.label in different:
+            await _make_queue(client, queue)
     for deployment in plan.deployments:
         if deployment.label in different:
             await _make_deployment(client, deployment)
@@ -244,6 +289,15 @@ async def _make_pool(client: PrefectClient, pool: PoolPlan) -> None:
         await client.update_work_pool(pool.name, WorkPoolUpdate(description=pool.description, concurrency_limit=pool.slots))
 
 
+async def _make_queue(client: PrefectClient, plan: QueuePlan) -> None:
+    """A pool that was made just now has its default queue."""
+    if await _queue_facts(client, plan) is None:
+        await client.create_work_queue(plan.name, work_pool_name=plan.pool, concurrency_limit=plan.slots, description=plan.description, priority=1)
+    else:
+        there = await client.read_work_queue_by_name(plan.name, work_pool_name=plan.pool)
+        await client.update_work_queue(there.id, concurrency_limit=plan.slots, description=plan.description)
+
+
 async def _process_template() -> dict[str, Any]:
     """The job template of the worker that is installed here: without it the pool would not take working_dir and env."""
     from prefect.workers.process import ProcessWorker
@@ -256,12 +310,12 @@ async def _make_deployment(client: PrefectClient, plan: DeploymentPlan) -> None:
         there = await client.read_deployment_by_name(plan.full_name)
     except ObjectNotFound:
         flow_id = await client.create_flow_from_name(plan.flow)
-        made = await client.create_deployment(flow_id, NAME, entrypoint=plan.entrypoint, work_pool_name=plan.pool, description=plan.description, tags=TAGS,
-                                              parameters=plan.values, parameter_openapi_schema=plan.schema, enforce_parameter_schema=False)
+        made = await client.create_deployment(flow_id, NAME, entrypoint=plan.entrypoint, work_pool_name=plan.pool, work_queue_name=plan.queue,
+                                              description=plan.description, tags=TAGS, parameters=plan.values, parameter_openapi_schema=plan.schema, enforce_parameter_schema=False)
         await _make_schedule(client, made, plan, None)
         return
-    await client.update_deployment(there.id, DeploymentUpdate(entrypoint=plan.entrypoint, work_pool_name=plan.pool, description=plan.description, tags=TAGS,
-                                                              parameters=plan.values, parameter_openapi_schema=plan.schema))
+    await client.update_deployment(there.id, DeploymentUpdate(entrypoint=plan.entrypoint, work_pool_name=plan.pool, work_queue_name=plan.queue, description=plan.description,
+                                                              tags=TAGS, parameters=plan.values, parameter_openapi_schema=plan.schema))
     await _make_schedule(client, there.id, plan, _own(there.schedules))
 
 

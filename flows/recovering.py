@@ -24,6 +24,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from flows.deploying import NAME
@@ -56,10 +57,13 @@ class LostRun:
 
 
 async def lost_runs(client: PrefectClient, pools: Iterable[str]) -> list[LostRun]:
-    """Our deployments' runs whose worker is gone. A run that no worker took, or that was started by hand, is nobody's to judge."""
+    """Our deployments' runs whose worker is gone. A run that no worker took, or that was started by hand, is nobody's to judge.
+
+    Only in pools of type process is a run a child of its worker: a pod outlives it, and its own heartbeat is what tells.
+    """
     found = []
     for pool in pools:
-        for run in await _under_way(client, pool):
+        for run in await _under_way(client, pool) if await _of_processes(client, pool) else ():
             worker = str(run.labels.get(WORKER, ""))
             if worker and not await _online(client, pool, worker):
                 found.append(LostRun(run.id, run.name, pool, worker, run.state_name or "", None if run.start_time is None else run.start_time.isoformat()))
@@ -89,6 +93,13 @@ def unfinished_uploads(tools: Tools, *, abort: bool = False) -> Sequence[Upload]
     for upload in found if abort else ():
         store.abort(upload)
     return found
+
+
+async def _of_processes(client: PrefectClient, pool: str) -> bool:
+    try:
+        return (await client.read_work_pool(pool)).type == "process"
+    except ObjectNotFound:
+        return False
 
 
 async def _under_way(client: PrefectClient, pool: str) -> list[Any]:

@@ -19,7 +19,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -209,13 +209,20 @@ def find(store: Store, call: Call, *, output: type[R]) -> Done[R] | Absent:
 
 @dataclass(frozen=True)
 class HeldClaim:
-    """A claim as it lies in the Store. `lives`: whether its process does; None if that cannot be told from here, then only its TTL can."""
+    """A claim as it lies in the Store. `lives`: whether its process does; None if that cannot be told from here, then only its TTL can.
+
+    `key` is where it lies; a claim with another `token` is somebody else's, with another `beat` a sign of life.
+    """
 
     subject: str
     stage: str
     attempt: int
     progress: str | None
     lives: bool | None
+    key: str
+    token: str
+    beat: int
+    ttl_s: float
 
 
 def held_claims(store: Store, subject: str | None = None) -> list[HeldClaim]:
@@ -231,8 +238,35 @@ def held_claims(store: Store, subject: str | None = None) -> list[HeldClaim]:
             continue
         state = _load(data, key)
         if isinstance(state, Claimed):
-            found.append(HeldClaim(parts[1], parts[3], state.attempt, state.progress, alive(state.owner)))
+            found.append(HeldClaim(parts[1], parts[3], state.attempt, state.progress, alive(state.owner), key, state.token, state.beat, state.ttl_s))
     return found
+
+
+def expired_claims(store: Store, held: Sequence[HeldClaim], *, pause: Callable[[float], None] = time.sleep) -> list[HeldClaim]:
+    """Those of `held` that whoever comes next may take over: their process is dead, or they lie unchanged for their whole TTL on this process's own clock.
+
+    Takes as long as the longest TTL of a claim that stays silent, and a moment if none does: one that beats, ends or changes hands is let go at once.
+
+    Raises:
+        IntegrityError: if a record is unreadable.
+    """
+    watched = [(claim, _Patience(ClaimPolicy(ttl_s=claim.ttl_s, wait_s=0.0))) for claim in held]
+    expired: list[HeldClaim] = []
+    while watched:
+        still = []
+        for claim, patience in watched:
+            found = store.get(claim.key)
+            state = None if found is None else _load(found, claim.key)
+            if not isinstance(state, Claimed) or (state.token, state.beat) != (claim.token, claim.beat):
+                continue
+            if alive(state.owner) is False or patience.expired(found, state.ttl_s):
+                expired.append(claim)
+            else:
+                still.append((claim, patience))
+        watched = still
+        if watched:
+            pause(min(1.0, *(claim.ttl_s / 10 for claim, _ in watched)))
+    return expired
 
 
 def _make(store: Store, call: Call, make: Callable[[Claim], R], claim: Claim, output: type[R]) -> Done[R]:

@@ -244,7 +244,7 @@ class Deploy(Section):
     """What `likeness deploy` makes on a Prefect server: three work pools of type `process`, and which of them trains."""
 
     control_pool: str = Field("control", pattern=POOL, description="work pool of workers that orchestrate, judge and register: who waits there takes no slot from those who work")
-    control_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers")
+    control_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers; `recover` has slots of its own besides")
     cpu_pool: str = Field("cpu", pattern=POOL, description="work pool of workers without a GPU")
     cpu_slots: int = Field(2, ge=1, le=1000, description="flow runs of that pool at once, over all its workers")
     gpu_pool: str = Field("gpu", pattern=POOL, description="work pool of workers with one")
@@ -253,6 +253,7 @@ class Deploy(Section):
 
     silent_after_s: float = Field(120.0, ge=60, le=86_400, description="a flow run of a worker that sends no heartbeat for so long is taken for dead; living ones send one every 30 s")
     most_starts: int = Field(3, ge=2, le=100, description="a flow run that crashes is started again until it was started so often")
+    recover_every_min: int = Field(5, ge=1, le=59, description="minutes between two runs of `recover`, which ends what a dead worker holds and begins again what it left")
 
     @model_validator(mode="after")
     def _three_pools(self) -> Self:

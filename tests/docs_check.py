@@ -1,4 +1,4 @@
-"""Run every `bash` and `python` block of README.md and docs/, and follow every relative link.
+"""Run every `bash` and `python` block of README.md, docs/ and the runbook, and follow every relative link.
 
     python tests/docs_check.py [PAGE ...]
 
@@ -102,7 +102,7 @@ def check(page: Path) -> int:
 
 def main() -> None:
     """Check the given pages, or all."""
-    pages = [Path(p).resolve() for p in sys.argv[1:]] or [p for p in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))] if p.exists()]
+    pages = [Path(p).resolve() for p in sys.argv[1:]] or [p for p in [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "infra" / "runbook.md", *sorted((ROOT / "docs").rglob("*.md"))] if p.exists()]
     wrong = sum(check(page) for page in pages)
     print(f"docs-check: {len(pages)} pages, {wrong} wrong")
     raise SystemExit(wrong != 0)

@@ -58,7 +58,7 @@ def plan(**changed: object) -> Plan:
 
 def test_deploy_makes_everything_once_and_changes_only_what_differs(ask: Ask) -> None:
     planned = ask(lambda c: differences(c, plan()))
-    assert [d.as_json()["action"] for d in planned] == ["create"] * 9
+    assert [d.as_json()["action"] for d in planned] == ["create"] * 12
     assert ask(lambda c: apply(c, plan())) == planned
     assert ask(lambda c: differences(c, plan())) == []
     nightly = ask(lambda c: c.read_deployment_by_name("nightly/likeness"))
@@ -107,6 +107,16 @@ def test_what_an_operator_changed_by_hand_and_no_setting_names_stays(ask: Ask) -
     assert (pool.concurrency_limit, pool.is_paused) == (7, True)
 
 
+def test_recover_comes_every_few_minutes_in_a_queue_of_its_own(ask: Ask) -> None:
+    ask(lambda c: apply(c, plan(**{"deploy.recover_every_min": 7, "deploy.control_slots": 3})))
+    recover = ask(lambda c: c.read_deployment_by_name("recover/likeness"))
+    assert [(s.schedule.cron, s.schedule.timezone) for s in recover.schedules] == [("*/7 * * * *", "UTC")]
+    assert (recover.work_pool_name, recover.work_queue_name) == ("test-control", "recover")
+    queues = {q.name: q.concurrency_limit for q in ask(lambda c: c.read_work_queues(work_pool_name="test-control"))}
+    assert (queues, ask(lambda c: c.read_work_pool("test-control")).concurrency_limit) == ({"default": 3, "recover": 2}, 5)
+    ask(lambda c: apply(c, plan()))
+
+
 def test_a_pool_of_another_type_keeps_it(ask: Ask) -> None:
     ask(lambda c: c.create_work_pool(WorkPoolCreate(name="test-pods", type="kubernetes")))
     ask(lambda c: apply(c, plan(**{"deploy.gpu_pool": "test-pods", "deploy.gpu_slots": 3})))
@@ -143,6 +153,17 @@ def test_runs_whose_worker_is_gone_are_declared_crashed_and_give_their_slot_back
     assert [ask(lambda c, r=r: c.read_flow_run(r)).state_type for r in others] == before
 
 
+def test_a_pod_outlives_its_worker_and_is_not_declared_crashed(ask: Ask) -> None:
+    ask(lambda c: c.create_work_pool(WorkPoolCreate(name="test-more-pods", type="kubernetes"), overwrite=True))
+    ask(lambda c: apply(c, plan(**{"deploy.gpu_pool": "test-more-pods"})))
+    deployment = ask(lambda c: c.read_deployment_by_name("training/likeness"))
+    run = ask(lambda c: c.create_flow_run_from_deployment(deployment.id))
+    ask(lambda c: c.update_flow_run_labels(run.id, {"prefect.worker.name": "gone"}))
+    ask(lambda c: c.set_flow_run_state(run.id, Running(), force=True))
+    assert ask(lambda c: lost_runs(c, ("test-more-pods", "test-nowhere"))) == []
+    ask(lambda c: c.set_flow_run_state(run.id, Completed(), force=True))
+
+
 def test_every_deployment_leads_to_its_flow_and_the_schedule_needs_no_parameter() -> None:
     for deployment in plan().deployments:
         module, _, name = deployment.entrypoint.rpartition(".")
@@ -150,12 +171,12 @@ def test_every_deployment_leads_to_its_flow_and_the_schedule_needs_no_parameter(
         assert isinstance(flow, Flow)
         assert (flow.name, set(deployment.schema["properties"])) == (deployment.flow, set(flow.parameters.properties))
     assert {d.flow: d.schema.get("required", []) for d in plan().deployments} == {
-        "nightly": [], "personalize": ["subject"], "preparing": ["subjects"], "training": ["trainings"]}
+        "nightly": [], "personalize": ["subject"], "preparing": ["subjects"], "training": ["trainings"], "recover": []}
 
 
 def test_training_may_run_on_the_cpu_pool() -> None:
     assert {d.flow: d.pool for d in plan(**{"deploy.trains_on": "cpu"}).deployments} == {
-        "nightly": "test-control", "personalize": "test-control", "preparing": "test-cpu", "training": "test-cpu"}
+        "nightly": "test-control", "personalize": "test-control", "preparing": "test-cpu", "training": "test-cpu", "recover": "test-control"}
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [

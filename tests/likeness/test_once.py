@@ -17,7 +17,7 @@ import pytest
 
 from likeness import once as module
 from likeness.errors import ClaimLost, IntegrityError, NonFiniteLoss, StillClaimed, TransientError
-from likeness.once import Claim, ClaimPolicy, Done, held_claims, once
+from likeness.once import Claim, ClaimPolicy, Done, expired_claims, held_claims, once
 from likeness.processes import Owner, alive, this_process
 from likeness.records import Consent, Subject
 from likeness.stages import Call
@@ -394,6 +394,31 @@ def test_claims_are_listed_with_what_can_be_told_of_their_process() -> None:
     store.put_if_absent("subjects/dora/enrolment.json", b"{}")
     assert {c.subject: c.lives for c in held_claims(store)} == {"dead": False, "elsewhere": None, "living": True}
     assert {(c.stage, c.attempt, c.progress) for c in held_claims(store)} == {("crop", 2, "step 3")}
+
+
+def test_an_observer_says_which_claims_may_be_taken_over() -> None:
+    me, store = this_process(), MemoryStore()
+    assert me is not None
+    claimed = {"dead": (600.0, me.model_copy(update={"started_ticks": me.started_ticks - 1})), "silent": (0.3, None), "stopped": (0.3, me), "beats": (0.3, None),
+               "published": (600.0, None), "taken over": (600.0, None), "gone": (600.0, None)}
+    paths, states = {}, {}
+    for number, (name, (ttl_s, owner)) in enumerate(claimed.items()):
+        call = CALL.model_copy(update={"subject": f"s{number}"})
+        paths[name], states[name] = call.path, module.Claimed(token="t", beat=3, ttl_s=ttl_s, owner=owner)
+        store.put_if_absent(call.path, module._dump(states[name]))
+    held = held_claims(store)
+
+    def change(name: str, new: bytes) -> None:
+        assert store.compare_and_swap(paths[name], expected=module._dump(states[name]), new=new)
+
+    change("beats", module._dump(states["beats"].model_copy(update={"beat": 4})))
+    change("taken over", module._dump(states["taken over"].model_copy(update={"token": "another"})))
+    change("published", module._dump(module.Open(attempts=1, error="transient")))
+    store.delete(paths["gone"])
+    began = time.monotonic()
+    assert {claim.key for claim in expired_claims(store, held)} == {paths[name] for name in ("dead", "silent", "stopped")}
+    assert 0.3 <= time.monotonic() - began < 60.0                              # a whole TTL of those who might still live, and not that of anybody else
+    assert expired_claims(store, []) == []
 
 
 @pytest.mark.parametrize("words", [(), ("effect",)], ids=["content", "effect"])
