@@ -1,4 +1,4 @@
-"""Defects that are planted in clean pictures, so that what a checker finds can be counted: `bench.gate`.
+"""Defects that are planted in clean pictures, so that what a checker finds can be counted: `bench.gate`, `models.quality.calibrate`.
 
 Every function takes an upright RGB picture (H, W, 3), the one face found in it, another clean picture with its face, and a random generator;
 the label says what was done, so it is exact. Sizes are in eye distances, so that a picture of any size is spoilt alike.
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from likeness.records import FindingCode
 from models.faces import align
 from models.faces.face import Face, Picture
 
@@ -188,3 +189,12 @@ PLANTS: Mapping[str, Plant] = {
     "second face": second_face, "erased face": erased_face, "moved eye": moved_eye, "mirrored eye": mirrored_eye, "melted patch": melted_patch, "plastic skin": plastic_skin,
     "blur": blur, "crop": crop, "grid": grid, "colour cast": colour_cast, "over-saturation": over_saturation,
 }
+
+# What each type of defect must be called; a face cut so far that the detector sees none is noticed too. Three have no checker yet.
+NAMES: Mapping[str, frozenset[FindingCode]] = {
+    "second face": frozenset({"extra_face"}), "erased face": frozenset({"no_face"}), "crop": frozenset({"cropped_face", "no_face"}), "grid": frozenset({"grid"}),
+    "blur": frozenset({"blur", "no_face"}), "colour cast": frozenset({"colour_cast"}), "over-saturation": frozenset({"over_saturated"}), "plastic skin": frozenset({"plastic_skin"}),
+    "moved eye": frozenset(), "mirrored eye": frozenset(), "melted patch": frozenset(),
+}
+CHECKERS: Mapping[str, FindingCode] = {"second face": "extra_face", "erased face": "no_face", "crop": "cropped_face", "grid": "grid", "blur": "blur",
+                                       "colour cast": "colour_cast", "over-saturation": "over_saturated", "plastic skin": "plastic_skin"}
