@@ -133,20 +133,27 @@ def fewest_followed(asked: Mapping[str, int], base: BaseScores, policy: GatePoli
     Were each detail followed with `min_editability_share` of the base's own frequency in its category, (seen + 1/2) / (asked for + 1), then fewer than this would be
     seen with a chance of less than `editability_doubt`. Details of one sample count as if they were independent.
     """
-    chances = [1.0]                                              # of so many followed details
+    rates: list[float] = []                                      # of each detail
     for category, count in asked.items():
         seen, of = base.slots.get(category, (0, 0))
         if of == 0:
             return None
         rate = policy.min_editability_share * (seen + 0.5) / (of + 1)
-        for _ in range(count):
-            chances = [here * (1 - rate) + before * rate for here, before in zip([*chances, 0.0], [0.0, *chances], strict=True)]
+        rates += [rate] * count
     so_far = 0.0
-    for followed, chance in enumerate(chances):
+    for followed, chance in enumerate(chances(rates)):
         so_far += chance
         if so_far >= policy.editability_doubt:
             return followed
-    return len(chances) - 1                                      # rounding alone leads here
+    return len(rates)                                            # rounding alone leads here
+
+
+def chances(probabilities: Sequence[float]) -> list[float]:
+    """The chance of 0, 1, ... events among independent ones with these probabilities."""
+    found = [1.0]
+    for p in probabilities:
+        found = [here * (1 - p) + before * p for here, before in zip([*found, 0.0], [0.0, *found], strict=True)]
+    return found
 
 
 def is_defective(score: SampleScore) -> bool:
