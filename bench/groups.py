@@ -1,10 +1,10 @@
 """Whom the gate's recognisers know less well: errors by group on rendered people, of whom the truth is known: `make bench-groups`.
 
-    python -m bench.groups --data PORTRAITS.tar ... [--people 360 --insightface FOLDER]
+    python -m bench.groups --data PORTRAITS.tar ... [--people 280 --insightface FOLDER]
 
-Each person of the tars who is not in the impostor bank gives six photos as portraits, two of them witnesses; the gate is asked about their other photos (refused: a false refusal) and
+Each person of the tars who is not in the impostor bank gives eight photos as portraits, of which witnesses are chosen as the product chooses them; the gate is asked about their other photos (refused: a false refusal) and
 about those of the others of the same sex (recognised: a false accept). The rule is the gate's own for one sample (`likeness.gate.is_person`), thresholds from bank and portraits.
-What a person is (skin, age, sex, beard) groups both errors; what a photo shows (glasses) groups the photos asked about. Intervals know that photos of one person err together.
+What a person is (skin, age, sex, beard) groups both errors; what a photo shows (glasses, the view) groups the photos asked about. Intervals know that photos of one person err together.
 Groups whose intervals do not meet are named. People are cells: kept, and not looked at again.
 """
 
@@ -30,14 +30,17 @@ from tqdm import tqdm
 from bench.cells import Arrays, Cells
 from likeness import gate, settings
 from likeness.calibration import Rate
+from likeness.intake.policy import IntakePolicy
+from models.faces.portraits import choose_witnesses
 from models.faces.tools import FaceTools, dlib_tools, face_tools
 from models.maquette.companions import BANK_FOLDER, Bank, bank_for
 from models.maquette.data import RESERVED_FROM, read_pictures
 from models.quality import measure
 
-PORTRAITS, WITNESSES, ASKED = 6, 2, 2      # photos of a person, and fewest that the gate is asked about
+PORTRAITS, ASKED = 8, 2                    # photos of a person, and fewest that the gate is asked about
+OF_A_PHOTO = ("eyewear", "view")           # kinds of groups that a photo belongs to, and nobody
 LUMINANCES = (0.2, 0.4)                    # linear; where skin tones are parted
-CHUNK = 25                                 # vectors that are measured together: what is between them is measured too, and not needed here
+CHUNK = 4                                  # vectors that are measured together: what is between them is measured too, and not needed here
 UNTRACED: NDArray[np.float32] = np.zeros((1, 32, 32, 3), np.float32)
 
 
@@ -55,7 +58,7 @@ def groups_of(row: Mapping[str, Any]) -> dict[str, str]:
     tone = sum(row["skin_luminance"] >= limit for limit in LUMINANCES)
     bounds = (f"below {LUMINANCES[0]}", f"{LUMINANCES[0]} to {LUMINANCES[1]}", f"{LUMINANCES[1]} and more")
     return {"everybody": "everybody", "skin luminance": bounds[tone], "age": row["age"], "sex": row["sex"], "beard": "none" if row["beard"] == "none" else "with beard",
-            "eyewear": row["eyewear"]}
+            "eyewear": row["eyewear"], "view": "profile" if "profile" in row["view"] else "frontal" if row["view"] == "frontal" else "turned"}
 
 
 def read_people(tars: Sequence[Path], count: int, tools: FaceTools, cells: Cells) -> list[Person]:
@@ -97,7 +100,7 @@ def _look(items: Sequence[tuple[dict[str, Any], bytes]], tools: FaceTools) -> Ar
 def recognised(person: Person, asked: NDArray[np.float32], bank: Bank, policy: gate.GatePolicy) -> list[bool]:
     """What the gate says of each of these vectors (N, D): is it this person?"""
     own = person.vectors[:PORTRAITS]
-    known = measure.References(measure.Identity(bank.backend, bank.digest, own[:WITNESSES], own, bank.embeddings), UNTRACED)
+    known = measure.References(measure.Identity(bank.backend, bank.digest, own[choose_witnesses(own, IntakePolicy().held_out)], own, bank.embeddings), UNTRACED)
     found: list[bool] = []
     for start in range(0, len(asked), CHUNK):
         measured = measure.measure([measure.Seen(f"{n:064x}", "plain", 1, vector, UNTRACED[0]) for n, vector in enumerate(asked[start:start + CHUNK])], known)
@@ -134,8 +137,7 @@ def table(people: Sequence[Person], bank: Bank, policy: gate.GatePolicy) -> dict
     """By kind of group and group: own photos refused, photos of others of the same sex recognised, how many people."""
     tallies = Tallies()
     for person in tqdm(people, desc=bank.backend, unit="person", disable=None):
-        whole = groups_of(person.rows[0])
-        whole.pop("eyewear")
+        whole = {kind: group for kind, group in groups_of(person.rows[0]).items() if kind not in OF_A_PHOTO}
         tallies.count(whole, "people", person.name, [])
         for row, known in zip(person.rows[PORTRAITS:], recognised(person, person.vectors[PORTRAITS:], bank, policy), strict=True):
             tallies.count(groups_of(row), "own", person.name, [not known])
@@ -183,7 +185,7 @@ def main() -> None:
     """Command line."""
     p = argparse.ArgumentParser(prog="python -m bench.groups", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, nargs="+", help="tars of rendered portraits; default: ../shared/portraits/data/*.tar")
-    p.add_argument("--people", type=int, default=360, help="how many, from all tars together")
+    p.add_argument("--people", type=int, default=280, help="how many, from all tars together")
     p.add_argument("--insightface", type=Path, help="folder of a pack: its recogniser is asked too, on dlib's faces")
     p.add_argument("--out", type=Path, default=Path("bench-results"))
     a = p.parse_args()

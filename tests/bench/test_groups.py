@@ -17,10 +17,10 @@ def test_errors_are_counted_by_what_people_are_and_by_what_their_photos_show() -
     bank = Bank("dlib", "d" * 64, np.eye(8, dtype=np.float32)[rng.integers(2, 8, 50)])
 
     def person(name: str, axis: int, odd: bool, **what: Any) -> groups.Person:
-        vectors = np.eye(8, dtype=np.float32)[[axis] * 8] * 0.6 + rng.normal(0, 0.01, (8, 8)).astype(np.float32)
+        vectors = np.eye(8, dtype=np.float32)[[axis] * 10] * 0.6 + rng.normal(0, 0.01, (10, 8)).astype(np.float32)
         if odd:
-            vectors[7] = -vectors[7]                        # a photo that nobody recognises
-        rows = [{"skin_luminance": 0.3, "age": "old", "sex": "female", "beard": "none", "eyewear": "glasses" if n == 7 else "none"} | what for n in range(8)]
+            vectors[9] = -vectors[9]                        # a photo that nobody recognises
+        rows = [{"skin_luminance": 0.3, "age": "old", "sex": "female", "beard": "none", "view": "in profile facing left" if n == 9 else "looking to the left" if n == 8 else "frontal", "eyewear": "glasses" if n == 9 else "none"} | what for n in range(10)]
         return groups.Person(name, rows, vectors)
 
     people = [person("1", 0, True), person("2", 0, False), person("3", 1, False, skin_luminance=0.5), person("4", 1, False, sex="male", beard="full")]
@@ -33,7 +33,8 @@ def test_errors_are_counted_by_what_people_are_and_by_what_their_photos_show() -
         "0.2 to 0.4": (3, 6, 8), "0.4 and more": (1, 2, 4)}
     assert (found["sex"]["male"]["people"], found["sex"]["male"]["refused"]["n"], found["sex"]["male"]["accepted"]) == (1, 2, None)
     assert found["beard"]["with beard"]["people"] == 1
-    assert groups.printed({"recognisers": {"dlib": found}}).row_count == 10
+    assert {group: (row["refused"]["wrong"], row["refused"]["n"]) for group, row in found["view"].items()} == {"turned": (0, 4), "profile": (1, 4)}
+    assert groups.printed({"recognisers": {"dlib": found}}).row_count == 12
     assert all(groups.differing(kind) == [] for kind in found.values()), "so few people say nothing"
 
 
