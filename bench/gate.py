@@ -4,7 +4,7 @@
     python -m bench.gate --controls [--adapters 2 --overfit 1]         (bench/controls.py)
 
 Two sets of clean pictures: photos of rendered users, who had no part in the table of what is usual, each judged with portraits of their own; and samples
-that the maquette draws of nobody in particular. In each picture every type of defect is planted once (`bench.planting`). Recall: planted
+that the maquette draws of nobody in particular. In each picture every type of defect is planted once (`models.quality.planting`). Recall: planted
 pictures with a finding of their type. Precision: of all pictures with that finding, planted ones and clean twins, those where it was planted.
 
 A type is gated (`likeness.gate.GATED`) where both are 0.9 or more on both sets; if the constant says something else, this program ends with 1. Every
@@ -33,7 +33,6 @@ from tqdm import tqdm
 from bench import controls
 from bench.cells import Cells
 from bench.drawing import Bench, bytes_digest
-from bench.planting import PLANTS
 from likeness.gate import GATED
 from likeness.records import FindingCode
 from likeness.settings import load_settings
@@ -43,7 +42,8 @@ from models.diffusion.sampler import sample
 from models.faces import align, dlib_faces, face
 from models.faces.face import Face, Picture
 from models.faces.tools import FaceTools, dlib_tools
-from models.quality import findings
+from models.quality import findings, planting
+from models.quality.planting import CHECKERS, NAMES, PLANTS
 
 PLANTED = Path(findings.__file__).with_name("planted.json")
 ENOUGH = 0.9
@@ -52,15 +52,6 @@ OWN = 8
 PROMPTS = ("a photo of a {}", "a photo of a {} smiling", "a photo of a {} wearing a red shirt", "a photo of a {} on a beach")
 SEEDS = 6                         # of each prompt and class noun
 CLEAN = "none"
-
-# What each type of defect must be called; a face cut so far that the detector sees none is noticed too. Three have no checker yet.
-NAMES: Mapping[str, frozenset[FindingCode]] = {
-    "second face": frozenset({"extra_face"}), "erased face": frozenset({"no_face"}), "crop": frozenset({"cropped_face", "no_face"}), "grid": frozenset({"grid"}),
-    "blur": frozenset({"blur", "no_face"}), "colour cast": frozenset({"colour_cast"}), "over-saturation": frozenset({"over_saturated"}), "plastic skin": frozenset({"plastic_skin"}),
-    "moved eye": frozenset(), "mirrored eye": frozenset(), "melted patch": frozenset(),
-}
-CHECKERS: Mapping[str, FindingCode] = {"second face": "extra_face", "erased face": "no_face", "crop": "cropped_face", "grid": "grid", "blur": "blur",
-                                       "colour cast": "colour_cast", "over-saturation": "over_saturated", "plastic skin": "plastic_skin"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,7 @@ def _read(path: Path) -> Picture:
 def look(cells: Cells, clean: Clean, plant: str, tools: FaceTools) -> list[list[FindingCode]]:
     """The codes found on every picture of the set with this defect planted."""
     sources = {name: fingerprint(Path(file).read_text(encoding="utf-8")) for name, file in
-               (("planting", Path(__file__).with_name("planting.py")), ("findings", findings.__file__), ("detector", dlib_faces.__file__), ("face", face.__file__))}
+               (("planting", planting.__file__), ("findings", findings.__file__), ("detector", dlib_faces.__file__), ("face", face.__file__))}
     depends = {"set": clean.depends, "pictures": bytes_digest(np.concatenate([p.ravel()[::97] for p in clean.pictures])), "plant": plant,
                "table": findings.table_digest(), "backend": tools.recogniser_name, **sources}
 

@@ -1,10 +1,11 @@
 """Whom the gate's recognisers know less well: errors by group on rendered people, of whom the truth is known: `make bench-groups`.
 
-    python -m bench.groups --data PORTRAITS.tar ... [--people 120 --insightface FOLDER]
+    python -m bench.groups --data PORTRAITS.tar ... [--people 280 --insightface FOLDER]
 
-Each person of the tars who is not in the impostor bank gives six photos as portraits, two of them witnesses; the gate is asked about their other photos (refused: a false refusal) and
+Each person of the tars who is not in the impostor bank gives eight photos as portraits, of which witnesses are chosen as the product chooses them; the gate is asked about their other photos (refused: a false refusal) and
 about those of the others of the same sex (recognised: a false accept). The rule is the gate's own for one sample (`likeness.gate.is_person`), thresholds from bank and portraits.
-What a person is (skin, age, sex, beard) groups both errors; what a photo shows (glasses) groups the photos asked about. People are cells: kept, and not looked at again.
+What a person is (skin, age, sex, beard) groups both errors; what a photo shows (glasses, the view) groups the photos asked about. Intervals know that photos of one person err together.
+Groups whose intervals do not meet are named. People are cells: kept, and not looked at again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,18 @@ from tqdm import tqdm
 
 from bench.cells import Arrays, Cells
 from likeness import gate, settings
+from likeness.calibration import Rate
+from likeness.intake.policy import IntakePolicy
+from models.faces.portraits import choose_witnesses
 from models.faces.tools import FaceTools, dlib_tools, face_tools
 from models.maquette.companions import BANK_FOLDER, Bank, bank_for
 from models.maquette.data import RESERVED_FROM, read_pictures
 from models.quality import measure
 
-PORTRAITS, WITNESSES, ASKED = 6, 2, 2      # photos of a person, and fewest that the gate is asked about
+PORTRAITS, ASKED = 8, 2                    # photos of a person, and fewest that the gate is asked about
+OF_A_PHOTO = ("eyewear", "view")           # kinds of groups that a photo belongs to, and nobody
 LUMINANCES = (0.2, 0.4)                    # linear; where skin tones are parted
+CHUNK = 4                                  # vectors that are measured together: what is between them is measured too, and not needed here
 UNTRACED: NDArray[np.float32] = np.zeros((1, 32, 32, 3), np.float32)
 
 
@@ -52,7 +58,7 @@ def groups_of(row: Mapping[str, Any]) -> dict[str, str]:
     tone = sum(row["skin_luminance"] >= limit for limit in LUMINANCES)
     bounds = (f"below {LUMINANCES[0]}", f"{LUMINANCES[0]} to {LUMINANCES[1]}", f"{LUMINANCES[1]} and more")
     return {"everybody": "everybody", "skin luminance": bounds[tone], "age": row["age"], "sex": row["sex"], "beard": "none" if row["beard"] == "none" else "with beard",
-            "eyewear": row["eyewear"]}
+            "eyewear": row["eyewear"], "view": "profile" if "profile" in row["view"] else "frontal" if row["view"] == "frontal" else "turned"}
 
 
 def read_people(tars: Sequence[Path], count: int, tools: FaceTools, cells: Cells) -> list[Person]:
@@ -94,56 +100,92 @@ def _look(items: Sequence[tuple[dict[str, Any], bytes]], tools: FaceTools) -> Ar
 def recognised(person: Person, asked: NDArray[np.float32], bank: Bank, policy: gate.GatePolicy) -> list[bool]:
     """What the gate says of each of these vectors (N, D): is it this person?"""
     own = person.vectors[:PORTRAITS]
-    seen = [measure.Seen(f"{n:064x}", "plain", 1, vector, UNTRACED[0]) for n, vector in enumerate(asked)]
-    measured = measure.measure(seen, measure.References(measure.Identity(bank.backend, bank.digest, own[:WITNESSES], own, bank.embeddings), UNTRACED))
-    return [gate.is_person(score, measured, policy) for score in measured.scores]
+    known = measure.References(measure.Identity(bank.backend, bank.digest, own[choose_witnesses(own, IntakePolicy().held_out)], own, bank.embeddings), UNTRACED)
+    found: list[bool] = []
+    for start in range(0, len(asked), CHUNK):
+        measured = measure.measure([measure.Seen(f"{n:064x}", "plain", 1, vector, UNTRACED[0]) for n, vector in enumerate(asked[start:start + CHUNK])], known)
+        found += [gate.is_person(score, measured, policy) for score in measured.scores]
+    return found
 
 
-def table(people: Sequence[Person], bank: Bank, policy: gate.GatePolicy) -> dict[str, dict[str, dict[str, int]]]:
-    """By kind of group and group: own photos asked about and refused, photos of others asked about and recognised, people."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
+class Tallies:
+    """By kind of group and group: what was asked and what the gate got wrong, by person; of false accepts by who was asked for and by who was on the photo."""
 
-    def count(groups: Mapping[str, str], **more: int) -> None:
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], dict[str, dict[str, list[int]]]] = {}
+
+    def count(self, groups: Mapping[str, str], what: str, person: str, wrong: Sequence[bool]) -> None:
+        """So many answers about a person, and which were wrong."""
         for kind, group in groups.items():
-            cell = counts.setdefault(kind, {}).setdefault(group, {"people": 0, "own": 0, "refused": 0, "others": 0, "accepted": 0})
-            for name, number in more.items():
-                cell[name] += number
+            tally = self._counts.setdefault((kind, group), {}).setdefault(what, {}).setdefault(person, [0, 0])
+            tally[0] += sum(wrong)
+            tally[1] += len(wrong)
 
+    def rates(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """For each group: people, and both errors with counts and 95 % interval (`likeness.calibration.Rate`)."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for (kind, group), counts in sorted(self._counts.items()):
+            row: dict[str, Any] = {"people": len(counts.get("people", {}))}
+            for name, *by in (("refused", "own"), ("accepted", "others", "on the photo")):
+                tallies = [[(float(wrong), float(asked)) for wrong, asked in counts.get(what, {}).values()] for what in by]
+                row[name] = {"wrong": round(sum(w for w, _ in tallies[0])), **Rate.of(*tallies).plain()} if sum(n for _, n in tallies[0]) else None
+            found.setdefault(kind, {})[group] = row
+        return found
+
+
+def table(people: Sequence[Person], bank: Bank, policy: gate.GatePolicy) -> dict[str, dict[str, dict[str, Any]]]:
+    """By kind of group and group: own photos refused, photos of others of the same sex recognised, how many people."""
+    tallies = Tallies()
     for person in tqdm(people, desc=bank.backend, unit="person", disable=None):
-        whole = groups_of(person.rows[0])
-        whole.pop("eyewear")
-        count(whole, people=1)
+        whole = {kind: group for kind, group in groups_of(person.rows[0]).items() if kind not in OF_A_PHOTO}
+        tallies.count(whole, "people", person.name, [])
         for row, known in zip(person.rows[PORTRAITS:], recognised(person, person.vectors[PORTRAITS:], bank, policy), strict=True):
-            count(groups_of(row), own=1, refused=int(not known))
+            tallies.count(groups_of(row), "own", person.name, [not known])
         others = [p for p in people if p.name != person.name and p.rows[0]["sex"] == person.rows[0]["sex"]]
-        strangers = np.concatenate([p.vectors[PORTRAITS:] for p in others]) if others else person.vectors[:0]
-        count(whole, others=len(strangers), accepted=sum(recognised(person, strangers, bank, policy)))
-    return counts
+        for other, found in zip(others, _by_person(person, others, bank, policy), strict=True):
+            tallies.count(whole, "others", person.name, found)
+            tallies.count(whole, "on the photo", other.name, found)
+    return tallies.rates()
+
+
+def _by_person(person: Person, others: Sequence[Person], bank: Bank, policy: gate.GatePolicy) -> list[list[bool]]:
+    photos = [p.vectors[PORTRAITS:] for p in others]
+    every = iter(recognised(person, np.concatenate(photos), bank, policy) if photos else ())
+    return [[next(every) for _ in one] for one in photos]
+
+
+def differing(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Pairs of groups of one kind whose intervals of an error do not meet."""
+    found = []
+    for error, words in (("refused", "own photos refused"), ("accepted", "others accepted")):
+        for (a, one), (b, other) in combinations(sorted(groups.items()), 2):
+            if one[error] and other[error] and (one[error]["high"] < other[error]["low"] or other[error]["high"] < one[error]["low"]):
+                more, less = ((a, one), (b, other)) if one[error]["rate"] > other[error]["rate"] else ((b, other), (a, one))
+                found.append(f"{words}: {more[0]} {100 * more[1][error]['rate']:.1f} %, {less[0]} {100 * less[1][error]['rate']:.1f} %")
+    return found
 
 
 def printed(results: Mapping[str, Any]) -> Table:
     """What is shown: a row for each group, two columns for each recogniser."""
     names = list(results["recognisers"])
-    shown = Table("", "group", "people", *[f"{n}: {what}" for n in names for what in ("own photos refused", "others accepted")], title="errors by group, rendered people")
+    shown = Table("", "group", "people", *[f"{n}: {what}" for n in names for what in ("own photos refused", "others accepted")],
+                  title="errors by group, rendered people: count, % (95 % interval)")
     for kind, groups in results["recognisers"][names[0]].items():
         for group in sorted(groups):
-            cells = []
-            for name in names:
-                c = results["recognisers"][name].get(kind, {}).get(group, {"own": 0, "refused": 0, "others": 0, "accepted": 0})
-                cells += [f"{c['refused']} of {c['own']}{_share(c['refused'], c['own'])}", f"{c['accepted']} of {c['others']}{_share(c['accepted'], c['others'])}" if c["others"] else "-"]
+            cells = [_cell(results["recognisers"][name].get(kind, {}).get(group, {}).get(error)) for name in names for error in ("refused", "accepted")]
             shown.add_row(kind, group, str(groups[group]["people"] or "-"), *cells)
     return shown
 
 
-def _share(part: int, whole: int) -> str:
-    return f" ({100 * part / whole:.1f} %)" if whole else ""
+def _cell(rate: Mapping[str, Any] | None) -> str:
+    return "-" if rate is None else f"{rate['wrong']} of {rate['n']}, {100 * rate['rate']:.2f} ({100 * rate['low']:.2f} to {100 * rate['high']:.2f})"
 
 
 def main() -> None:
     """Command line."""
     p = argparse.ArgumentParser(prog="python -m bench.groups", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, nargs="+", help="tars of rendered portraits; default: ../shared/portraits/data/*.tar")
-    p.add_argument("--people", type=int, default=120, help="how many, from all tars together")
+    p.add_argument("--people", type=int, default=280, help="how many, from all tars together")
     p.add_argument("--insightface", type=Path, help="folder of a pack: its recogniser is asked too, on dlib's faces")
     p.add_argument("--out", type=Path, default=Path("bench-results"))
     a = p.parse_args()
@@ -160,6 +202,10 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "groups.json").write_text(json.dumps(results, indent=1) + "\n")
     Console(width=180).print(printed(results))
+    for name, kinds in results["recognisers"].items():
+        for kind, groups in kinds.items():
+            for words in differing(groups):
+                print(f"{name}, {kind}: intervals do not meet: {words}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import cli_nights, cli_operating
+from flows import cli_gate, cli_nights, cli_operating
 from flows.terminal import Config, Json, bars, enrolment_of, err, print_json, watching
 from likeness.errors import LikenessError, RecipeError
 from likeness.intake.sources import open_source
@@ -24,6 +24,7 @@ Attempts = Annotated[int | None, typer.Option("--attempts", help="How many train
                                               "recipe of the ladder; instead of `max_attempts`.")]
 SubjectOption = Annotated[str, typer.Option("--subject", help="An opaque id: small letters, digits, - and _. Never a name.")]
 app.add_typer(cli_nights.subjects)
+app.add_typer(cli_gate.gate)
 app.command()(cli_nights.nightly)
 for command in (cli_operating.deploy, cli_operating.up, cli_operating.status, cli_operating.down, cli_operating.recover, cli_operating.prune):
     app.command()(command)

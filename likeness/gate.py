@@ -4,8 +4,7 @@ Identity is judged by position between two references of the subject: the *floor
 people), the *ceiling* how far the subject's own photos are from each other (leave-one-out). Both are distances of one recogniser, so a
 position means the same thing for every subject: 0 is an impostor, 1 is themselves.
 
-`Calibration` has a place for where thresholds come from (data, date, error rates); it is empty: their evidence so far is in docs/gate.md and docs/log.md. None was chosen on a demo
-subject.
+How often each threshold errs stands beside it in `likeness.calibration`. None was chosen on a demo subject.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from statistics import median
 
 from pydantic import Field
 
+from likeness.digest import Digest
 from likeness.records import BaseScores, FindingCode, Measurements, Reason, Record, SampleScore, Verdict
 
 STYLISED = "style"             # category of prompts whose samples need not be recognisable
@@ -27,15 +27,6 @@ VARIED = 4                     # samples that must differ from each other: what 
 # on renders and on the maquette's own samples (models/quality/planted.json, `make bench-gate`; a test compares). The others are reported.
 # `unmeasured` is always among them: what could not be looked at does not pass.
 GATED: frozenset[FindingCode] = frozenset({"no_face", "extra_face", "cropped_face", "grid", "blur", "unmeasured"})
-
-
-class Calibration(Record):
-    """Where a threshold comes from."""
-
-    data: str
-    date: str
-    false_accept_rate: float = Field(ge=0, le=1)
-    false_refusal_rate: float = Field(ge=0, le=1)
 
 
 class GatePolicy(Record):
@@ -61,7 +52,13 @@ class GatePolicy(Record):
     min_samples: int = Field(8, ge=1, description="fewer measured samples than this decide nothing")
     few_portraits: int = Field(4, ge=1, description="below this many usable portraits the identity band widens")
     few_widening: float = Field(0.1, ge=0, le=0.5, description="how much min_position rises when portraits are few: less evidence needs a clearer result")
-    calibration: Calibration | None = None
+    calibration: Digest | None = Field(None, description="digest of the calibrations that these thresholds were chosen by, as `likeness gate calibrate` prints it: a Verdict's "
+                                                         "policy then names its evidence. None: whichever were measured of these thresholds (docs/gate.md)")
+
+    @property
+    def thresholds(self) -> Digest:
+        """Digest of what decides: the policy, whatever calibrations it names."""
+        return self.model_copy(update={"calibration": None}).digest
 
 
 def position(distance: float, *, floor: float, ceiling: float) -> float | None:
@@ -76,39 +73,44 @@ def position(distance: float, *, floor: float, ceiling: float) -> float | None:
 
 def is_person(score: SampleScore, measured: Measurements, policy: GatePolicy) -> bool:
     """Whether one sample shows exactly one face, and it is the subject's; where a second recogniser votes, both must say so. Unmeasured never passes."""
-    if score.faces != 1 or score.identity_distance is None or score.position is None:
-        return False
-    if not math.isfinite(score.identity_distance) or not math.isfinite(score.position):
-        return False
     needed = policy.min_position + (policy.few_widening if measured.usable_portraits < policy.few_portraits else 0.0)
-    if not (score.identity_distance <= min(policy.max_distance, measured.threshold) and score.position >= needed):
-        return False
-    return measured.second is None or (score.second_distance is not None and score.second_position is not None
-                                       and score.second_distance <= min(policy.max_distance, measured.second.threshold) and score.second_position >= needed)
+    votes = [(score.identity_distance, score.position, measured.threshold)]
+    if measured.second is not None:
+        votes.append((score.second_distance, score.second_position, measured.second.threshold))
+    return score.faces == 1 and all(_all_measured(distance, where, threshold) and distance <= min(policy.max_distance, threshold) and where >= needed     # type: ignore[operator]
+                                    for distance, where, threshold in votes)
+
+
+def _all_measured(*values: float | None) -> bool:
+    """Whether each of these is a number. A comparison is no test of that: min(0.5, NaN) is 0.5."""
+    return all(value is not None and math.isfinite(value) for value in values)
 
 
 def is_copy(score: SampleScore, policy: GatePolicy) -> bool:
     """Whether one sample repeats a training crop. Unmeasured counts as a copy."""
-    return score.nearest_training is None or not score.nearest_training >= policy.min_copy_distance
+    return score.nearest_training is None or not math.isfinite(score.nearest_training) or score.nearest_training < policy.min_copy_distance
 
 
 def is_drifted(score: SampleScore, measured: Measurements, policy: GatePolicy) -> bool:
     """Whether one sample of the class noun alone shows the subject. One without exactly one face that could be measured counts as if it did."""
-    unmeasured = score.faces != 1 or score.identity_distance is None or (measured.second is not None and score.second_distance is None)
-    return unmeasured or is_person(score, measured, policy)
+    numbers = [score.identity_distance, measured.threshold]
+    if measured.second is not None:
+        numbers += [score.second_distance, measured.second.threshold]
+    return score.faces != 1 or not _all_measured(*numbers) or is_person(score, measured, policy)
 
 
 def spread(apart: Sequence[Sequence[float]], chosen: Sequence[int], *, count: int = VARIED) -> float | None:
     """The largest distance d such that `count` of the chosen samples are at least d from each other; None if they are fewer.
 
     One more sample never makes it smaller, which a mean over all pairs would; one odd sample among many alike does not make it larger.
-    Pairs are joined, the farthest first, until `count` samples are all joined with each other.
+    Pairs are joined, the farthest first, until `count` samples are all joined with each other; a pair whose distance is no number never is.
 
     Args:
         apart: row i, distance of sample i to each before it.
         chosen: which samples.
     """
-    pairs = sorted(((apart[max(i, j)][min(i, j)], i, j) for place, i in enumerate(chosen) for j in chosen[:place]), key=lambda pair: -pair[0])
+    pairs = sorted(((apart[max(i, j)][min(i, j)], i, j) for place, i in enumerate(chosen) for j in chosen[:place]
+                    if math.isfinite(apart[max(i, j)][min(i, j)])), key=lambda pair: -pair[0])
     joined: dict[int, set[int]] = {i: set() for i in chosen}
     for distance, i, j in pairs:
         if _clique(joined[i] & joined[j], joined, count - 2):
@@ -131,20 +133,27 @@ def fewest_followed(asked: Mapping[str, int], base: BaseScores, policy: GatePoli
     Were each detail followed with `min_editability_share` of the base's own frequency in its category, (seen + 1/2) / (asked for + 1), then fewer than this would be
     seen with a chance of less than `editability_doubt`. Details of one sample count as if they were independent.
     """
-    chances = [1.0]                                              # of so many followed details
+    rates: list[float] = []                                      # of each detail
     for category, count in asked.items():
         seen, of = base.slots.get(category, (0, 0))
         if of == 0:
             return None
         rate = policy.min_editability_share * (seen + 0.5) / (of + 1)
-        for _ in range(count):
-            chances = [here * (1 - rate) + before * rate for here, before in zip([*chances, 0.0], [0.0, *chances], strict=True)]
+        rates += [rate] * count
     so_far = 0.0
-    for followed, chance in enumerate(chances):
+    for followed, chance in enumerate(chances(rates)):
         so_far += chance
         if so_far >= policy.editability_doubt:
             return followed
-    return len(chances) - 1                                      # rounding alone leads here
+    return len(rates)                                            # rounding alone leads here
+
+
+def chances(probabilities: Sequence[float]) -> list[float]:
+    """The chance of 0, 1, ... events among independent ones with these probabilities."""
+    found = [1.0]
+    for p in probabilities:
+        found = [here * (1 - p) + before * p for here, before in zip([*found, 0.0], [0.0, *found], strict=True)]
+    return found
 
 
 def is_defective(score: SampleScore) -> bool:
@@ -249,7 +258,7 @@ class _Compared:
 
 
 def _at_least(value: float | None, needed: float | None) -> bool:
-    return value is not None and needed is not None and value >= needed
+    return _all_measured(value, needed) and value >= needed          # type: ignore[operator]
 
 
 def _followed(scores: Sequence[SampleScore]) -> dict[str, tuple[int, int]]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from likeness import gate
+from likeness.calibration import Calibrations
 from likeness.dossier import flatten
 from likeness.errors import RecipeError
 from likeness.gate import GatePolicy
@@ -80,6 +81,7 @@ class ReportView:
         reused: stages that were found published, not executed by this run.
         attempts: all attempts of the run, shown side by side where there are several; the rest of the page is about the `chosen` one.
         following: `next` of `likeness run --json`: what would be tried next, and how to allow it.
+        calibrations: how often the thresholds err; None where nobody measured it under these conditions, `calibrated` says what is known in words.
     """
 
     subject: Subject
@@ -93,6 +95,8 @@ class ReportView:
     bare: tuple[SampleView, ...] = ()
     measured: Measurements | None = None
     policy: GatePolicy | None = None
+    calibrations: Calibrations | None = None
+    calibrated: str = ""
     verdict: Verdict | None = None
     release: Release | None = None
     base_scores: BaseScores | None = None
@@ -294,14 +298,21 @@ def _shares(view: ReportView) -> list[dict[str, Any]]:
         if name in view.verdict.scores:
             value, needed = view.verdict.scores[name], _needed(threshold, view, view.verdict)
             good = _reaches(value, needed, direction)
-            rows.append({"label": label, "value": value, "needed": needed, "direction": direction, "good": good,
-                         "base": getattr(view.base_scores, name, None)})
+            rows.append({"label": label, "value": value, "needed": needed, "direction": direction, "good": good, "base": getattr(view.base_scores, name, None),
+                         "errs": _errs(view, "editability_doubt" if threshold == "editability_needed" else threshold)})
     usual = view.base_scores.spread if view.base_scores else None
     if "spread" in view.verdict.scores and usual:
         spread, least = view.verdict.scores["spread"], _needed("spread_needed", view, view.verdict)
         rows.append({"label": "Diversity of samples that are this person, of what the base alone draws", "value": None if spread is None else min(1.0, spread / usual),
-                     "needed": None if least is None else least / usual, "direction": "at least", "good": _reaches(spread, least, "at least"), "base": None})
+                     "needed": None if least is None else least / usual, "direction": "at least", "good": _reaches(spread, least, "at least"), "base": None,
+                     "errs": _errs(view, "min_diversity_share")})
     return rows
+
+
+def _errs(view: ReportView, threshold: str) -> str:
+    """How often a threshold errs, in words; empty where nobody measured it."""
+    row = None if view.calibrations is None else view.calibrations.row(threshold)
+    return "" if row is None or row.unmeasured is not None else row.words
 
 
 def _needed(threshold: str, view: ReportView, verdict: Verdict) -> float | None:

@@ -47,7 +47,7 @@ SOURCES: Mapping[StageName, tuple[str, ...]] = {
                "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "crop": ("tasks/preparing.py", "tasks/pictures.py", "models/faces/portraits.py", *FACES),
     "caption": ("tasks/preparing.py", "models/captions/slots.py", "models/maquette/vocabulary.py", "models/captions/editable.py", "models/captions/image_to_text.py"),
-    "assemble": ("tasks/preparing.py",),
+    "assemble": ("tasks/preparing.py", "models/faces/portraits.py"),
     "train": ("tasks/training.py", "models/diffusion/bases.py", "models/diffusion/batches.py", "models/diffusion/checkpoint.py",
               "models/diffusion/loop.py", "models/diffusion/objective.py", *METHODS,
               # where a checkpoint is chosen:

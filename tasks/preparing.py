@@ -11,7 +11,7 @@ from likeness.records import Caption, CaptionSet, FaceMeasures, Intake, Portrait
 from likeness.stages import Call, StageRef
 from models.captions import slots
 from models.faces import align
-from models.faces.portraits import cut_portraits
+from models.faces.portraits import choose_witnesses, cut_portraits
 from tasks import pictures
 from tasks.policy import RETRIED
 from tasks.runtime import Outcome, Tools, runtime
@@ -83,15 +83,11 @@ def assemble_training_set(subject: str, portraits: StageRef, captions: StageRef)
 def assemble(portraits: PortraitSet, captions: CaptionSet, *, subject: str, noun: str, trigger: str, held_out: int) -> TrainingSet:
     """Split Portraits into trained ones and witnesses.
 
-    Witnesses are whole photos, and those nearest to the person's centre: a witness must be a fair picture of them, since everything the
-    gate says rests on it. At most a quarter of the photos is held out, at least one; no other crop of a held-out photo is trained on.
+    Witnesses are whole photos (`models.faces.portraits.choose_witnesses`); no other crop of a held-out photo is trained on.
     """
     every = portraits.portraits
     tight = [i for i, p in enumerate(every) if p.framing == "tight"]
-    vectors = np.asarray([every[i].embedding for i in tight], np.float64)
-    distance = np.linalg.norm(vectors - np.median(vectors, axis=0), axis=1)
-    count = max(1, min(held_out, len(vectors) // 4)) if len(vectors) > 1 else 0
-    witnesses = {tight[int(i)] for i in np.argsort(distance, kind="stable")[:count]}
+    witnesses = {tight[i] for i in choose_witnesses(np.asarray([every[i].embedding for i in tight], np.float64), held_out)}
     seen = {every[i].photo for i in witnesses}
     kept = [i for i in range(len(every)) if every[i].photo not in seen]
     return TrainingSet.model_validate(dict(

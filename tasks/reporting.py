@@ -22,6 +22,7 @@ from likeness.report import PhotoView, PortraitView, ReportView, SampleView, ren
 from likeness.stages import STAGES, StageRef
 from likeness.version import code_version
 from tasks import pictures
+from tasks.calibrations import known_of
 from tasks.judging import Judgement
 from tasks.runtime import Tools, runtime
 
@@ -79,10 +80,11 @@ def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe,
         drawn, measured = tools.open(refs["sample"], subject, SampleSet), judgement_.measured if judgement_ else None
         samples = _sample_views(tools, drawn.samples, measured.scores if measured else ())
         bare = _sample_views(tools, drawn.bare, measured.bare if measured else ())
+    calibrations, calibrated = known_of(tools)
     return ReportView(
         subject=tools.standing(subject).subject, photos=tuple(photos), set_judgement=intake.set, portraits=tuple(portraits), recipe=recipe, base=tools.base_ref,
         adapter=tools.open(refs["train"], subject, Adapter) if "train" in refs else None, samples=tuple(samples), bare=tuple(bare), measured=judgement_.measured if judgement_ else None,
-        policy=tools.settings.gate, verdict=judgement_.verdict if judgement_ else verdict, release=release,
+        policy=tools.settings.gate, calibrations=calibrations, calibrated=calibrated, verdict=judgement_.verdict if judgement_ else verdict, release=release,
         base_scores=judgement_.measured.base if judgement_ else tools.base_scores(tools.standing(subject).subject.noun),
         lineage=walk(store, subject, release or _furthest(refs)).as_json(), seconds=seconds, code=code_version())
 

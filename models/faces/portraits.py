@@ -1,10 +1,10 @@
-"""Portraits of one photo: the aligned tight crop, and the wider one where a base wants it and the photo has room."""
+"""Portraits of one photo: the aligned tight crop, and the wider one where a base wants it and the photo has room; and which photos are held out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -39,6 +39,17 @@ def cut_portraits(photo: Picture, face: Face, tools: FaceTools, *, side_px: int,
     if "wide" in framings and visible >= MIN_VISIBLE_WIDE:
         cuts.append(Cut("wide", align.crop(photo, alignment, side_px=side_px, side_iod=SIDE_IOD["wide"]), widened(mask), visible))
     return cuts
+
+
+def choose_witnesses(vectors_ND: NDArray[np.floating[Any]], held_out: int) -> list[int]:
+    """Which of a person's N photos are held out of training, the fairest first.
+
+    Those nearest to the person's centre: a witness must be a fair picture of them, since everything the gate says rests on it. At most a quarter of the photos, at least one;
+    none of a single photo.
+    """
+    distance = np.linalg.norm(vectors_ND - np.median(vectors_ND, axis=0), axis=1)
+    count = max(1, min(held_out, len(vectors_ND) // 4)) if len(vectors_ND) > 1 else 0
+    return [int(i) for i in np.argsort(distance, kind="stable")[:count]]
 
 
 def widened(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

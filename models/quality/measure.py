@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likeness import gate
+from likeness.errors import IntegrityError
 from likeness.records import BaseScores, Finding, Measurements, Recogniser, SampleScore
 
 Vectors = NDArray[np.float32]
@@ -60,8 +61,14 @@ class Identity:
 
     @cached_property
     def recogniser(self) -> Recogniser:
-        """Floor, ceiling, and the threshold: the distance below which FALSE_ACCEPT_RATE of the impostor bank falls."""
+        """Floor, ceiling, and the threshold: the distance below which FALSE_ACCEPT_RATE of the impostor bank falls.
+
+        Raises:
+            IntegrityError: the network gave something else than numbers for a witness or for the bank, so nobody can be told from strangers.
+        """
         impostors, ceiling = np.linalg.norm(self.impostors - self.centroid, axis=1), leave_one_out(self.own)
+        if not len(impostors) or not np.isfinite(impostors).all():
+            raise IntegrityError(f"recogniser {self.backend!r} gave something else than numbers for the witnesses or for the impostor bank: check its weights (`likeness doctor`)")
         floor = float(np.median(impostors))
         return Recogniser(backend=self.backend, bank=self.bank, threshold=float(np.quantile(impostors, FALSE_ACCEPT_RATE)),
                           ceiling=ceiling if np.isfinite(ceiling) else floor, floor=floor)
@@ -97,7 +104,15 @@ def appearance_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float
 
 
 def slots_seen(asked: Mapping[str, str], seen: Mapping[str, tuple[str, float]]) -> tuple[int, int]:
-    """(right, asked): how many of the slots that a prompt asks for a reader saw in the picture; a slot it does not know is not seen."""
+    """(right, asked): how many of the slots that a prompt asks for a reader saw in the picture; a slot it does not know is not seen.
+
+    Raises:
+        IntegrityError: the reader's belief in a value is no number. Its answer would be the first value of the slot, by chance the right one; and a base that such a reader
+            looked at would seem to follow nothing, so that nothing would be asked of anybody.
+    """
+    deaf = sorted(slot for slot in asked if slot in seen and not np.isfinite(seen[slot][1]))
+    if deaf:
+        raise IntegrityError(f"the network that reads pictures gave no number for {', '.join(deaf)}: its weights are damaged, install Likeness again")
     return sum(slot in seen and seen[slot][0] == value for slot, value in asked.items()), len(asked)
 
 

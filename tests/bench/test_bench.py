@@ -12,12 +12,12 @@ from PIL import Image
 from bench import attributes, faces, gate, personalisation
 from bench.cells import Cells
 from bench.drawing import bytes_digest, chance, full_prompts
-from bench.planting import PLANTS
 from bench.strangers import plant
 from likeness.gate import GATED
 from models.faces import align
 from models.faces.face import Face
 from models.maquette.vocabulary import SLOTS
+from models.quality.planting import CHECKERS, NAMES, PLANTS
 
 ROWS = [{"identity": f"{i:06d}", "style": "photo", "sex": "female", "age": "young", "hair_colour": "black", "hair_cut": "bob", "beard": "none",
          "expression": "smile", "garment": garment, "colour": "red", "second_colour": "none", "pattern": "plain", "eyewear": "none", "hat": "none",
@@ -174,7 +174,7 @@ def test_recall_and_precision_are_of_the_named_finding_and_its_clean_twins() -> 
 
 def test_a_type_is_earned_on_every_set_and_by_both_figures() -> None:
     good, poor = {"recall": 0.95, "precision": 0.9}, {"recall": 0.95, "precision": 0.89}
-    rest = dict.fromkeys(gate.CHECKERS, poor)
+    rest = dict.fromkeys(CHECKERS, poor)
     assert gate.earned({"a": rest | {"blur": good, "grid": good}, "b": rest | {"blur": good}}) == {"blur", "unmeasured"}
     assert gate.earned({"a": rest | {"blur": {"recall": 0.95, "precision": None}}}) == {"unmeasured"}
 
@@ -183,4 +183,4 @@ def test_what_is_gated_is_what_was_earned() -> None:
     measured = json.loads(gate.PLANTED.read_text())
     assert gate.earned(measured["sets"]) == GATED, "run `python -m bench.gate --accept` and set likeness.gate.GATED to what it says"
     assert min(measured["pictures"].values()) >= 40
-    assert {plant for rows in measured["sets"].values() for plant in rows} == set(PLANTS) == set(gate.NAMES)
+    assert {plant for rows in measured["sets"].values() for plant in rows} == set(PLANTS) == set(NAMES)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from likeness.calibration import Calibration, Calibrations, Conditions, Rate
 from likeness.errors import RecipeError
 from likeness.gate import GatePolicy, judge
 from likeness.ladder import Attempt
@@ -143,6 +144,30 @@ def test_it_parses_and_refers_to_nothing_outside(words: str) -> None:
     assert "https://" not in html
     assert "url(" not in re.sub(r'mask="url\(#mask\d+\)"', "", html)
     assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "object", "embed", "form", "base"}
+
+
+def calibrations(**row: object) -> Calibrations:
+    whole = {"threshold": "min_identity_share", "value": 0.4, "data": "sets of 14", "false_accept": Rate.of([(1, 50)] * 20), "false_refusal": Rate.of([(1, 40), (0, 40)])} | row
+    return Calibrations(conditions=Conditions(thresholds="0" * 64, recogniser="dlib", second=None, bank="b", base="maquette", revision="1", drawn="0" * 64, slots="0" * 64, usual="0" * 64, epoch=5),
+                        date="2026-01-02", command="c", people=24, pictures=300, source="0" * 64, left_out=0,
+                        rows=(Calibration.model_validate(whole), Calibration(threshold="max_drift_share", value=1.0, data="", unmeasured="a share of 1 asks nothing")))
+
+
+def test_rates_stand_beside_each_limit() -> None:
+    view = dataclasses.replace(whole_view(), calibrations=calibrations(), calibrated="measured on 300 pictures of 24 people")
+    words = " ".join(read(render_report(view)).text.split())
+    row = calibrations().rows[0]
+    assert row.words.startswith("wrongly let through 2 % (") and row.false_accept and row.false_refusal
+    assert words.count(row.words) == 1, "beside its bar"
+    assert f"min identity share0.4{row.false_accept.words}{row.false_refusal.words}sets of 14" in words, "and in the table"
+    assert "max drift share1not measured: a share of 1 asks nothing" in words
+    assert "measured on 300 pictures of 24 people" in words
+
+
+def test_where_nobody_calibrated_the_report_says_so() -> None:
+    words = " ".join(read(render_report(dataclasses.replace(whole_view(), calibrated="nobody calibrated these thresholds here: what was measured is of another recogniser"))).text.split())
+    assert "Nobody calibrated these thresholds here: what was measured is of another recogniser." in words
+    assert "wrongly" not in words
 
 
 def test_hostile_words_stay_words() -> None:

@@ -1,4 +1,4 @@
-"""Defects that are planted in clean pictures, so that what a checker finds can be counted: `bench.gate`.
+"""Defects that are planted in clean pictures, so that what a checker finds can be counted: `bench.gate`, `models.quality.calibrate`.
 
 Every function takes an upright RGB picture (H, W, 3), the one face found in it, another clean picture with its face, and a random generator;
 the label says what was done, so it is exact. Sizes are in eye distances, so that a picture of any size is spoilt alike.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from likeness.records import FindingCode
 from models.faces import align
 from models.faces.face import Face, Picture
 
@@ -23,11 +25,11 @@ def _soft_ellipse(shape: tuple[int, ...], centre: tuple[float, float], reach: tu
     """(H, W, 1) in [0, 1]: an ellipse with a soft edge."""
     mask = np.zeros(shape[:2], np.uint8)
     cv2.ellipse(mask, (round(centre[0]), round(centre[1])), (max(1, round(reach[0])), max(1, round(reach[1]))), roll_deg, 0, 360, 255, -1)
-    return np.asarray(cv2.GaussianBlur(mask, (0, 0), max(0.3, edge_px)), np.float32)[..., None] / 255
+    return np.asarray(np.asarray(cv2.GaussianBlur(mask, (0, 0), max(0.3, edge_px)), np.float32)[..., None] / 255, np.float32)
 
 
-def _mixed(picture: Picture, other: NDArray[np.generic], mask: NDArray[np.float32]) -> Picture:
-    return np.clip(picture * (1 - mask) + other * mask, 0, 255).round().astype(np.uint8)
+def _mixed(picture: Picture, other: NDArray[Any], mask: NDArray[np.float32]) -> Picture:
+    return np.asarray(np.clip(picture * (1 - mask) + other * mask, 0, 255).round(), np.uint8)
 
 
 def _place(face: Face, across: float, down: float) -> tuple[float, float]:
@@ -114,7 +116,7 @@ def plastic_skin(picture: Picture, face: Face, other: Picture, other_face: Face,
     a = align.fit(face.points)
     smooth = np.ascontiguousarray(picture)
     for _ in range(3):
-        smooth = cv2.bilateralFilter(smooth, -1, rng.uniform(25, 45), 0.09 * a.eye_distance_px)
+        smooth = np.asarray(cv2.bilateralFilter(smooth, -1, rng.uniform(25, 45), 0.09 * a.eye_distance_px), np.uint8)
     return _mixed(picture, smooth, _soft_ellipse(picture.shape, _place(face, 0, 0.35), (1.3 * a.eye_distance_px, 1.8 * a.eye_distance_px), a.roll_deg, edge_px=0.1 * a.eye_distance_px))
 
 
@@ -136,7 +138,7 @@ def crop(picture: Picture, face: Face, other: Picture, other_face: Face, rng: np
     else:
         part = picture[:round(top + share * (bottom - top))]
     scale = min(height / part.shape[0], width / part.shape[1])
-    part = cv2.resize(part, (round(part.shape[1] * scale), round(part.shape[0] * scale)), interpolation=cv2.INTER_CUBIC)
+    part = np.asarray(cv2.resize(part, (round(part.shape[1] * scale), round(part.shape[0] * scale)), interpolation=cv2.INTER_CUBIC), np.uint8)
     if part.shape[1] < width:                                        # square again: cut the longer way, about the face
         keep = round(part.shape[1] * height / part.shape[0])
         at = min(max(0, round((top + bottom) / 2 * scale - keep / 2)), part.shape[0] - keep)
@@ -175,16 +177,25 @@ def grid(picture: Picture, face: Face, other: Picture, other_face: Face, rng: np
 def colour_cast(picture: Picture, face: Face, other: Picture, other_face: Face, rng: np.random.Generator) -> Picture:
     """Gains of the three channels that differ by a factor of 1.5 to 2.2."""
     gains = rng.permutation([0.0, rng.uniform(0.2, 0.8), 1.0]) * math.log(rng.uniform(1.5, 2.2))
-    return np.clip(picture * np.exp(gains - gains.mean()), 0, 255).round().astype(np.uint8)
+    return np.asarray(np.clip(picture * np.exp(gains - gains.mean()), 0, 255).round(), np.uint8)
 
 
 def over_saturation(picture: Picture, face: Face, other: Picture, other_face: Face, rng: np.random.Generator) -> Picture:
     """Colours 2 to 3 times as far from grey."""
     level = picture.astype(np.float32).mean(2, keepdims=True)
-    return np.clip(level + (picture - level) * rng.uniform(2.0, 3.0), 0, 255).round().astype(np.uint8)
+    return np.asarray(np.clip(level + (picture - level) * rng.uniform(2.0, 3.0), 0, 255).round(), np.uint8)
 
 
 PLANTS: Mapping[str, Plant] = {
     "second face": second_face, "erased face": erased_face, "moved eye": moved_eye, "mirrored eye": mirrored_eye, "melted patch": melted_patch, "plastic skin": plastic_skin,
     "blur": blur, "crop": crop, "grid": grid, "colour cast": colour_cast, "over-saturation": over_saturation,
 }
+
+# What each type of defect must be called; a face cut so far that the detector sees none is noticed too. Three have no checker yet.
+NAMES: Mapping[str, frozenset[FindingCode]] = {
+    "second face": frozenset({"extra_face"}), "erased face": frozenset({"no_face"}), "crop": frozenset({"cropped_face", "no_face"}), "grid": frozenset({"grid"}),
+    "blur": frozenset({"blur", "no_face"}), "colour cast": frozenset({"colour_cast"}), "over-saturation": frozenset({"over_saturated"}), "plastic skin": frozenset({"plastic_skin"}),
+    "moved eye": frozenset(), "mirrored eye": frozenset(), "melted patch": frozenset(),
+}
+CHECKERS: Mapping[str, FindingCode] = {"second face": "extra_face", "erased face": "no_face", "crop": "cropped_face", "grid": "grid", "blur": "blur",
+                                       "colour cast": "colour_cast", "over-saturation": "over_saturated", "plastic skin": "plastic_skin"}
