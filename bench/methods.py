@@ -50,7 +50,7 @@ from models.faces import align
 from models.faces.tools import dlib_tools
 from models.maquette.companions import read_class_pictures
 from models.quality import findings
-from models.quality.measure import appearance_distance, thumbnail
+from models.quality.measure import appearance_distance, nearest, thumbnail
 
 EPOCH = 1              # raise it when the code of this file changes what is trained, drawn or seen
 FIRST = 3              # users begin here: other benches took their numbers from those at 0, 1, 2
@@ -256,9 +256,9 @@ def look(study: Study, user: User, images: NDArray[np.uint8]) -> Look:
     vectors = np.where((seen["faces"] == 1)[:, None], seen["vectors"], np.nan).astype(np.float64)
     small, crops = [thumbnail(i) for i in images], [thumbnail(c) for c in user.crops]
     apart = np.array([[appearance_distance(a, b) for b in small] for a in small])
-    nearest = np.array([min(appearance_distance(a, c) for c in crops) for a in small])
+    near = np.array([nearest(a, crops) for a in small])
     return Look(np.linalg.norm(vectors - own, axis=1), np.linalg.norm(vectors[:, None] - others, axis=2), np.array([p.category != gate.STYLISED for p, _ in study.wanted]),
-                seen["right"], seen["asked"], apart, seen["yaw"], seen["defect"], nearest < policy.min_copy_distance)
+                seen["right"], seen["asked"], apart, seen["yaw"], seen["defect"], near < policy.min_copy_distance)
 
 
 def _see(study: Study, user: User, images: NDArray[np.uint8]) -> Arrays:

@@ -209,7 +209,7 @@ def _of_copies(study: Study) -> list[Calibration]:
     policy, n = study.policy, study.whole
     fresh = [[s.nearest_training for s, _ in scored if s.nearest_training is not None] for scored in study.own]
     copied = {name: [_nearest_of_copies(person, edit) for person in study.people] for name, edit in {**EDITS, "mirrored": mirrored}.items()}
-    slight = [[d for name in EDITS for d in copied[name][t]] for t in range(len(study.people))]
+    slight = [[d for distances in copied.values() for d in distances[t]] for t in range(len(study.people))]
 
     def missed(distances: Sequence[Sequence[float]], v: float) -> list[Tally]:
         return [(sum(d >= v for d in one), len(one)) for one in distances]
@@ -219,7 +219,7 @@ def _of_copies(study: Study) -> list[Calibration]:
 
     curve = curve_of(np.arange(0.0, 0.1501, 0.005).tolist(), lambda v: _share(missed(slight, v)), lambda v: _share(taken(v)))
     value = policy.min_copy_distance
-    one = _row("min_copy_distance", value, f"let through: training portraits, slightly edited in {len(EDITS)} ways (a mirrored one counts beside them); refused: unseen photos of the subject",
+    one = _row("min_copy_distance", value, f"let through: training portraits, slightly edited in {len(copied)} ways, mirrored among them; refused: unseen photos of the subject",
                (missed(slight, value),), taken(value), curve, parts={name: Rate.of(missed(d, value)) for name, d in copied.items()})
     catch = [1 - _share([t]) for t in missed(slight, value)]
     alarm = [_share([t]) for t in taken(value)]
@@ -234,8 +234,9 @@ def _nearest_of_copies(person: Looked, edit: Callable[[Picture, float], Picture]
     distances, count = [], len(person.album.crops)
     for i, crop in enumerate(person.album.crops):
         fold = person.folds[(i + 1) % len(person.folds)]
-        small = measure.thumbnail(edit(crop, i / max(1, count - 1)))
-        distances.append(min(measure.appearance_distance(small, measure.thumbnail(person.album.crops[j])) for j in fold.own))
+        found = measure.nearest(measure.thumbnail(edit(crop, i / max(1, count - 1))), (measure.thumbnail(person.album.crops[j]) for j in fold.own))
+        assert found is not None                             # a fold keeps some
+        distances.append(found)
     return distances
 
 

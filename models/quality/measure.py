@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -103,6 +103,11 @@ def appearance_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float
     return float(np.sqrt(np.mean((a - b) ** 2)))
 
 
+def nearest(a: NDArray[np.float32], training: Iterable[NDArray[np.float32]]) -> float | None:
+    """Appearance distance of a thumbnail to the nearest training picture, mirrored or not: a mirrored copy is a copy. None without training pictures."""
+    return min((appearance_distance(a, view) for t in training for view in (t, t[:, ::-1])), default=None)
+
+
 def slots_seen(asked: Mapping[str, str], seen: Mapping[str, tuple[str, float]]) -> tuple[int, int]:
     """(right, asked): how many of the slots that a prompt asks for a reader saw in the picture; a slot it does not know is not seen.
 
@@ -148,6 +153,6 @@ def measure(samples: Sequence[Seen], references: References, *, bare: Sequence[S
 def _score(seen: Seen, references: References) -> SampleScore:
     distance, position = references.identity.place(seen, seen.embedding)
     second = (None, None) if references.second is None else references.second.place(seen, seen.second)
-    nearest = min((appearance_distance(seen.thumbnail, t) for t in references.training), default=None)
-    return SampleScore(image=seen.image, category=seen.category, faces=seen.faces, identity_distance=distance, position=position, nearest_training=nearest,
+    return SampleScore(image=seen.image, category=seen.category, faces=seen.faces, identity_distance=distance, position=position,
+                       nearest_training=nearest(seen.thumbnail, references.training),
                        findings=seen.findings, slots_right=seen.slots_right, slots_asked=seen.slots_asked, second_distance=second[0], second_position=second[1])

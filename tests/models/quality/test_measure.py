@@ -8,7 +8,7 @@ import pytest
 from likeness.settings import load_settings
 from models.diffusion import bases
 from models.maquette.companions import read_base_scores
-from models.quality.measure import diversity, slots_seen, thumbnail
+from models.quality.measure import diversity, nearest, slots_seen, thumbnail
 
 
 @pytest.mark.parametrize(("asked", "right"), [
@@ -24,6 +24,14 @@ def test_diversity_is_zero_for_one_picture_repeated_and_grows_with_the_differenc
     assert diversity([grey, grey, grey]) == 0.0
     assert diversity([grey, light]) == pytest.approx(50 / 255, abs=1e-3)
     assert diversity([grey, white]) > diversity([grey, light])
+
+
+def test_a_mirrored_copy_is_as_near_as_the_picture_itself() -> None:
+    one, other = (thumbnail(np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)) for seed in (0, 1))
+    assert nearest(one, [other, one[:, ::-1]]) == nearest(one, [other, one]) == 0.0
+    far = nearest(one, [other])
+    assert far is not None and far > 0.05
+    assert nearest(one, []) is None
 
 
 @pytest.mark.parametrize("noun", ["man", "woman", "person"])
