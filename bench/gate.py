@@ -146,9 +146,11 @@ def figures(clean: Sequence[Sequence[FindingCode]], planted: Mapping[str, Sequen
 
 
 def earned(sets: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> frozenset[FindingCode]:
-    """The codes that may be gated: recall and precision are enough on every set. `unmeasured` needs no proof."""
+    """The codes that may be gated: recall and precision are enough on every set. `unmeasured` needs no proof, and of `unsafe` there can be none here: it is gated because
+    the harm is somebody's, and its false alarms are in docs/gate.md.
+    """
     good = {code for plant, code in CHECKERS.items() if all((rows[plant][f] or 0.0) >= ENOUGH for rows in sets.values() for f in ("recall", "precision"))}
-    return frozenset({*good, "unmeasured"})
+    return frozenset({*good, "unmeasured", "unsafe"})
 
 
 def contact_sheet(sets: Sequence[Clean], path: Path, *, rows: int = 4, side_px: int = 128) -> None:

@@ -175,8 +175,8 @@ def test_recall_and_precision_are_of_the_named_finding_and_its_clean_twins() -> 
 def test_a_type_is_earned_on_every_set_and_by_both_figures() -> None:
     good, poor = {"recall": 0.95, "precision": 0.9}, {"recall": 0.95, "precision": 0.89}
     rest = dict.fromkeys(gate.CHECKERS, poor)
-    assert gate.earned({"a": rest | {"blur": good, "grid": good}, "b": rest | {"blur": good}}) == {"blur", "unmeasured"}
-    assert gate.earned({"a": rest | {"blur": {"recall": 0.95, "precision": None}}}) == {"unmeasured"}
+    assert gate.earned({"a": rest | {"blur": good, "grid": good}, "b": rest | {"blur": good}}) == {"blur", "unmeasured", "unsafe"}
+    assert gate.earned({"a": rest | {"blur": {"recall": 0.95, "precision": None}}}) == {"unmeasured", "unsafe"}
 
 
 def test_what_is_gated_is_what_was_earned() -> None:
