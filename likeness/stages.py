@@ -54,7 +54,7 @@ SOURCES: Mapping[StageName, tuple[str, ...]] = {
               "likeness/choice.py", "likeness/gate.py", "models/quality/choice.py", "models/quality/measure.py", "models/diffusion/sampler.py", *FACES,
               "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/sampler.py", *METHODS),
-    "judge": ("tasks/judging.py", "models/quality/base.py", "models/quality/findings.py", "models/quality/looking.py", "models/quality/measure.py",
+    "judge": ("tasks/judging.py", "models/quality/base.py", "models/quality/features.py", "models/quality/findings.py", "models/quality/looking.py", "models/quality/measure.py",
               "models/quality/unsafe.py", *FACES, "models/captions/slots.py",
               "models/maquette/vocabulary.py", "likeness/gate.py"),
     "register": ("tasks/registering.py", "likeness/registry.py", "likeness/dossier.py"),

@@ -12,7 +12,8 @@ from PIL import Image
 from bench import attributes, faces, gate, personalisation
 from bench.cells import Cells
 from bench.drawing import bytes_digest, chance, full_prompts
-from bench.planting import PLANTS
+from bench.planting_features import ALL_PLANTS as PLANTS
+from bench.planting_features import FEATURE_PLANTS
 from bench.strangers import plant
 from likeness.gate import GATED
 from models.faces import align
@@ -156,7 +157,7 @@ def test_every_plant_changes_its_picture_alone_keeps_its_size_and_is_repeatable(
     np.testing.assert_array_equal(other, before[1])
 
 
-@pytest.mark.parametrize("name", ["moved eye", "mirrored eye", "melted patch", "plastic skin", "erased face"])
+@pytest.mark.parametrize("name", ["moved eye", "mirrored eye", "melted patch", "plastic skin", "erased face", *FEATURE_PLANTS])
 def test_defects_of_the_face_leave_the_corners_alone(name: str) -> None:
     picture = toy(1)
     made = PLANTS[name](picture, FACE, toy(2), FACE, np.random.default_rng(3))
@@ -169,13 +170,15 @@ def test_recall_and_precision_are_of_the_named_finding_and_its_clean_twins() -> 
     rows = gate.figures(clean, {"blur": [["blur"], ["blur", "grid"], ["no_face"], []], "grid": [[]] * 4, "moved eye": [["blur"], [], [], []]})
     assert rows["blur"] == {"recall": 0.75, "precision": 0.75, "held_back": 0.75}
     assert rows["grid"] == {"recall": 0.0, "precision": 0.0, "held_back": 0.0}
-    assert rows["moved eye"] == {"recall": None, "precision": None, "held_back": 0.25}
+    assert rows["moved eye"] == {"recall": 0.0, "precision": None, "held_back": 0.25}
 
 
 def test_a_type_is_earned_on_every_set_and_by_both_figures() -> None:
     good, poor = {"recall": 0.95, "precision": 0.9}, {"recall": 0.95, "precision": 0.89}
     rest = dict.fromkeys(gate.CHECKERS, poor)
     assert gate.earned({"a": rest | {"blur": good, "grid": good}, "b": rest | {"blur": good}}) == {"blur", "unmeasured", "unsafe"}
+    eyes = [plant for plant, code in gate.CHECKERS.items() if code == "eyes"]
+    assert "eyes" in gate.earned({"a": rest | dict.fromkeys(eyes, good)}) and "eyes" not in gate.earned({"a": rest | dict.fromkeys(eyes[1:], good)})
     assert gate.earned({"a": rest | {"blur": {"recall": 0.95, "precision": None}}}) == {"unmeasured", "unsafe"}
 
 
