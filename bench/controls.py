@@ -47,8 +47,9 @@ from models.diffusion.methods import adapted, as_file, train
 from models.diffusion.sampler import sample
 from models.faces.face import Face, Picture, Vectors
 from models.maquette.companions import read_bank, read_base_scores, read_class_pictures
-from models.quality import findings, looking, measure
+from models.quality import findings, looking, measure, unsafe
 from models.quality.looking import Looker
+from models.quality.unsafe import OpenNsfw
 
 EPOCH = 1              # raise it when the code of this file changes what an adapter or a sample is
 WITNESSES = 2
@@ -113,7 +114,7 @@ class Controls:
     def __init__(self, bench: Bench, settings: Settings, folder: Path, *, limit: int | None = None) -> None:
         self.bench, self.settings = bench, settings
         self.faces = replace(bench.faces, detector=Remembering(bench.faces.detector), embedder=Remembering(bench.faces.embedder))
-        self.reader = SlotReader.load(bases.MAQUETTE / "weights" / "clip")
+        self.reader, self.safety = SlotReader.load(bases.MAQUETTE / "weights" / "clip"), OpenNsfw()
         subjects = []
         for place, noun in tqdm(read_nouns(folder)[:limit], desc="users", unit="user", disable=None):
             seen = read_photos(bench, place)
@@ -132,7 +133,7 @@ class Controls:
         """By the product's own eyes and gate; drift is asked about where a share of it is given, as it is not by default."""
         faces, bank = self.faces, read_bank()
         trained = TRAIN_PHOTOS + WITNESSES
-        looker = Looker(faces, self.reader, findings.usual(list(subject.crops[:trained]), base=self.bench.base.ref.revision))
+        looker = Looker(faces, self.reader, findings.usual(list(subject.crops[:trained]), base=self.bench.base.ref.revision), self.safety)
         prompts = drawn.prompts or [("plain", {})] * len(drawn.pictures)
         seen = [looker.see(p, name=f"{n:064x}", category=category, slots=slots) for n, (p, (category, slots)) in enumerate(zip(drawn.pictures, prompts, strict=True))]
         bare = [looker.see(p, name=f"{n:063x}b", category="bare", slots={}) for n, p in enumerate(drawn.bare)]
@@ -170,7 +171,7 @@ class Controls:
 
     def kept_untrained(self, subject: Subject) -> dict[str, dict[str, Any]]:
         """Verdicts of `untrained`, a cell for each user: kind, codes of the reasons, scores."""
-        sources = {f.name: fingerprint(f.read_text(encoding="utf-8")) for f in (Path(m.__file__) for m in (findings, measure, looking, gate))}
+        sources = {f.name: fingerprint(f.read_text(encoding="utf-8")) for f in (Path(m.__file__) for m in (findings, measure, looking, unsafe, gate))}
         following = self.following(subject)
         depends = {"epoch": EPOCH, "user": bytes_digest(subject.crops), "other": bytes_digest(following.crops) if following else None,
                    "strangers": self.subjects.index(subject), "policy": self.settings.gate.digest, "battery": self.settings.battery.digest,

@@ -1,13 +1,13 @@
 """What the gate's checkers find of planted defects, and what they say of the same pictures without: `make bench-gate`.
 
-    python -m bench.gate [--shared ../shared --limit 4 --accept]
+    python -m bench.gate [--shared ../shared --limit 4 --plants "moved eye" ... --accept]
     python -m bench.gate --controls [--adapters 2 --overfit 1]         (bench/controls.py)
 
 Two sets of clean pictures: photos of rendered users, who had no part in the table of what is usual, each judged with portraits of their own; and samples
 that the maquette draws of nobody in particular. In each picture every type of defect is planted once (`models.quality.planting`). Recall: planted
 pictures with a finding of their type. Precision: of all pictures with that finding, planted ones and clean twins, those where it was planted.
 
-A type is gated (`likeness.gate.GATED`) where both are 0.9 or more on both sets; if the constant says something else, this program ends with 1. Every
+A type is gated (`likeness.gate.GATED`) where both are 0.9 or more on both sets for each of its defects; if the constant says something else, this program ends with 1. Every
 set and type is kept under bench-results/cells, so the same command goes on where it was stopped. --accept writes models/quality/planted.json.
 """
 
@@ -31,7 +31,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from bench import controls
-from bench.cells import Cells
+from bench.cells import Arrays, Cells
 from bench.drawing import Bench, bytes_digest
 from likeness.gate import GATED
 from likeness.records import FindingCode
@@ -42,8 +42,9 @@ from models.diffusion.sampler import sample
 from models.faces import align, dlib_faces, face
 from models.faces.face import Face, Picture
 from models.faces.tools import FaceTools, dlib_tools
-from models.quality import findings, planting
-from models.quality.planting import CHECKERS, NAMES, PLANTS
+from models.quality import features, findings, planting, planting_features, unsafe
+from models.quality.planting_features import ALL_PLANTS as PLANTS
+from models.quality.planting_features import CHECKERS, NAMES
 
 PLANTED = Path(findings.__file__).with_name("planted.json")
 ENOUGH = 0.9
@@ -107,22 +108,45 @@ def _read(path: Path) -> Picture:
         return np.asarray(picture.convert("RGB"))
 
 
+def faces_on(cells: Cells, clean: Clean, plant: str, tools: FaceTools) -> list[list[Face]]:
+    """What the detector finds on every picture of the set with this defect planted: nine tenths of the time, and the same whatever is looked for."""
+    depends = {"set": clean.depends, "pictures": bytes_digest(np.concatenate([p.ravel()[::97] for p in clean.pictures])), "plant": plant, "backend": tools.recogniser_name,
+               **_sources(planting=planting.__file__, features=planting_features.__file__, detector=dlib_faces.__file__, face=face.__file__)}
+
+    def make() -> Arrays:
+        numbers = tqdm(range(len(clean.pictures)), desc=f"{clean.name}: {plant}", unit="picture", leave=False, disable=None)
+        found = [tools.find_faces(clean.spoilt(n, plant)) for n in numbers]
+        every = [f for faces in found for f in faces]
+        return {"counts": np.array([len(faces) for faces in found]), "boxes": np.array([f.box_px for f in every]).reshape(-1, 4),
+                "points": np.array([f.points for f in every]).reshape(-1, 5, 2), "scores": np.array([f.score for f in every])}
+
+    kept = cells.arrays(f"gate-faces-{clean.name}-{plant.replace(' ', '-')}", depends, make)
+    every = [Face(tuple(box), points, float(score)) for box, points, score in zip(kept["boxes"].tolist(), kept["points"], kept["scores"])]
+    ends = np.cumsum(kept["counts"])
+    return [every[end - count:end] for end, count in zip(ends, kept["counts"])]
+
+
 def look(cells: Cells, clean: Clean, plant: str, tools: FaceTools) -> list[list[FindingCode]]:
-    """The codes found on every picture of the set with this defect planted."""
-    sources = {name: fingerprint(Path(file).read_text(encoding="utf-8")) for name, file in
-               (("planting", planting.__file__), ("findings", findings.__file__), ("detector", dlib_faces.__file__), ("face", face.__file__))}
-    depends = {"set": clean.depends, "pictures": bytes_digest(np.concatenate([p.ravel()[::97] for p in clean.pictures])), "plant": plant,
-               "table": findings.table_digest(), "backend": tools.recogniser_name, **sources}
+    """The codes found on every picture of the set with this defect planted; clean twins are asked whether they are unsafe too."""
+    found = faces_on(cells, clean, plant, tools)
+    depends = {"set": clean.depends, "faces": bytes_digest(np.array([[*f.box_px, *f.points.ravel()] for faces in found for f in faces])), "plant": plant,
+               "pictures": bytes_digest(np.concatenate([p.ravel()[::97] for p in clean.pictures])), "table": findings.table_digest(),
+               **_sources(planting=planting.__file__, planted=planting_features.__file__, findings=findings.__file__, features=features.__file__, unsafe=unsafe.__file__)}
 
     def make() -> list[list[str]]:
-        rows = []
-        for number, usual in enumerate(tqdm(clean.usual, desc=f"{clean.name}: {plant}", unit="picture", leave=False, disable=None)):
+        reader, rows = unsafe.OpenNsfw(), []
+        for number, (usual, faces) in enumerate(zip(clean.usual, found, strict=True)):
             picture = clean.spoilt(number, plant)
-            rows.append(sorted({f.code for f in findings.find_defects(picture, tools.find_faces(picture), usual)}))
+            noticed = (*findings.find_defects(picture, faces, usual), *(unsafe.find_unsafe(picture, reader) if plant == CLEAN else ()))
+            rows.append(sorted({f.code for f in noticed}))
         return rows
 
     rows: list[list[FindingCode]] = cells.numbers(f"gate-{clean.name}-{plant.replace(' ', '-')}", depends, make)
     return rows
+
+
+def _sources(**files: str) -> dict[str, str]:
+    return {name: fingerprint(Path(file).read_text(encoding="utf-8")) for name, file in files.items()}
 
 
 def figures(clean: Sequence[Sequence[FindingCode]], planted: Mapping[str, Sequence[Sequence[FindingCode]]]) -> dict[str, dict[str, float | None]]:
@@ -131,15 +155,18 @@ def figures(clean: Sequence[Sequence[FindingCode]], planted: Mapping[str, Sequen
     for plant, codes in planted.items():
         hits = sum(bool(NAMES[plant] & {*found}) for found in codes)
         alarms = sum(bool(NAMES[plant] & {*found}) for found in clean)
-        rows[plant] = {"recall": hits / len(codes) if plant in CHECKERS else None, "precision": hits / (hits + alarms) if plant in CHECKERS and hits + alarms else None,
+        rows[plant] = {"recall": hits / len(codes), "precision": hits / (hits + alarms) if hits + alarms else None,
                        "held_back": float(np.mean([bool(GATED & {*found}) for found in codes]))}
     return rows
 
 
 def earned(sets: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> frozenset[FindingCode]:
-    """The codes that may be gated: recall and precision are enough on every set. `unmeasured` needs no proof."""
-    good = {code for plant, code in CHECKERS.items() if all((rows[plant][f] or 0.0) >= ENOUGH for rows in sets.values() for f in ("recall", "precision"))}
-    return frozenset({*good, "unmeasured"})
+    """The codes that may be gated: recall and precision of each of their defects are enough on every set. `unmeasured` needs no proof, and of `unsafe` there can be none
+    here: it is gated because the harm is somebody's, and its false alarms are in docs/gate.md.
+    """
+    poor = {code for plant, code in CHECKERS.items() if not all((rows[plant][f] or 0.0) >= ENOUGH for rows in sets.values() for f in ("recall", "precision"))}
+    good = {*CHECKERS.values()} - poor
+    return frozenset({*good, "unmeasured", "unsafe"})
 
 
 def contact_sheet(sets: Sequence[Clean], path: Path, *, rows: int = 4, side_px: int = 128) -> None:
@@ -158,7 +185,7 @@ def printed(results: Mapping[str, Any]) -> Table:
     names = list(results["sets"])
     table = Table("planted", "finding", *[f"{n}: {f}" for n in names for f in ("recall", "precision", "held back")], "gated",
                   title="planted defects: " + ", ".join(f"{n} {results['pictures'][n]} pictures" for n in names))
-    for plant in PLANTS:
+    for plant in results["sets"][names[0]]:
         cells = ["-" if (v := results["sets"][n][plant][f]) is None else f"{v:.2f}" for n in names for f in ("recall", "precision", "held_back")]
         code = CHECKERS.get(plant)
         table.add_row(plant, code or "no checker", *cells, "yes" if code in GATED else "")
@@ -185,6 +212,7 @@ def main() -> int:
     p.add_argument("--controls", action="store_true", help="the controls instead (bench/controls.py): samples that must be refused, each for its own reason")
     p.add_argument("--adapters", type=int, default=2, help="with --controls: so many honest adapters are trained and judged, on two minutes of one core each")
     p.add_argument("--overfit", type=int, default=0, help="with --controls: so many overfitted ones, on ten minutes each")
+    p.add_argument("--plants", nargs="+", choices=list(PLANTS), metavar="PLANT", help=f"only these; what {PLANTED.name} says of the others stays")
     p.add_argument("--accept", action="store_true", help=f"write {PLANTED.name}, which a test compares with GATED")
     a = p.parse_args()
     users = a.shared / "portraits" / "users"
@@ -198,13 +226,15 @@ def main() -> int:
     if a.controls:
         return main_controls(users, a.out, limit=a.limit, adapters=a.adapters, overfit=a.overfit)
     began, cells, tools = time.monotonic(), Cells(a.out / "cells"), dlib_tools()
+    asked, kept = a.plants or list(PLANTS), json.loads(PLANTED.read_text(encoding="utf-8"))["sets"] if a.plants else {}
     sets = [rendered_users(users, tools, limit=a.limit), drawn_samples(cells, tools, limit=a.limit)]
     contact_sheet(sets, a.out / "gate-sheet.png")
     results: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "pictures": {s.name: len(s.pictures) for s in sets},
                                "left_out": {s.name: s.left_out for s in sets}, "sets": {}, "clean": {}}
     for clean in sets:
         plain = look(cells, clean, CLEAN, tools)
-        results["sets"][clean.name] = figures(plain, {plant: look(cells, clean, plant, tools) for plant in PLANTS})
+        rows = kept.get(clean.name, {}) | figures(plain, {plant: look(cells, clean, plant, tools) for plant in asked})
+        results["sets"][clean.name] = {plant: rows[plant] for plant in PLANTS if plant in rows}
         results["clean"][clean.name] = {"held_back": float(np.mean([bool(GATED & {*found}) for found in plain])),
                                         **{code: sum(code in found for found in plain) / len(plain) for code in sorted({c for found in plain for c in found})}}
     proven = earned(results["sets"])

@@ -25,8 +25,8 @@ VARIED = 4                     # samples that must differ from each other: what 
 
 # Findings that count against an Adapter: those whose planted defects were found and clean pictures left alone, each at least nine times in ten,
 # on renders and on the maquette's own samples (models/quality/planted.json, `make bench-gate`; a test compares). The others are reported.
-# `unmeasured` is always among them: what could not be looked at does not pass.
-GATED: frozenset[FindingCode] = frozenset({"no_face", "extra_face", "cropped_face", "grid", "blur", "unmeasured"})
+# `unmeasured` is always among them: what could not be looked at does not pass. `unsafe` is, though only its false alarms were measured: the harm would be somebody's.
+GATED: frozenset[FindingCode] = frozenset({"no_face", "extra_face", "cropped_face", "grid", "blur", "unsafe", "unmeasured"})
 
 
 class GatePolicy(Record):

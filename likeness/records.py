@@ -257,7 +257,8 @@ class SampleSet(Record):
     bare: tuple[Sample, ...] = Field((), exclude_if=lambda samples: samples == ())      # drawn with the adapter for the class noun alone: is it still anybody?
 
 
-FindingCode = Literal["no_face", "extra_face", "cropped_face", "tiny_face", "grid", "blur", "colour_cast", "over_saturated", "plastic_skin", "unmeasured"]
+FindingCode = Literal["no_face", "extra_face", "cropped_face", "tiny_face", "grid", "blur", "colour_cast", "over_saturated", "plastic_skin", "eyes", "mouth", "melted", "unsafe",
+                      "unmeasured"]
 
 
 class Finding(Record):

@@ -32,7 +32,7 @@ STAGES: Mapping[StageName, int] = {
     "assemble": 1,
     "train": 2,
     "sample": 4,
-    "judge": 5,
+    "judge": 6,
     "register": 1,
 }
 
@@ -54,7 +54,8 @@ SOURCES: Mapping[StageName, tuple[str, ...]] = {
               "likeness/choice.py", "likeness/gate.py", "models/quality/choice.py", "models/quality/measure.py", "models/diffusion/sampler.py", *FACES,
               "models/captions/slots.py", "models/maquette/vocabulary.py"),
     "sample": ("tasks/sampling.py", "tasks/pictures.py", "models/diffusion/bases.py", "models/diffusion/sampler.py", *METHODS),
-    "judge": ("tasks/judging.py", "models/quality/base.py", "models/quality/findings.py", "models/quality/looking.py", "models/quality/measure.py", *FACES, "models/captions/slots.py",
+    "judge": ("tasks/judging.py", "models/quality/base.py", "models/quality/features.py", "models/quality/findings.py", "models/quality/looking.py", "models/quality/measure.py",
+              "models/quality/unsafe.py", *FACES, "models/captions/slots.py",
               "models/maquette/vocabulary.py", "likeness/gate.py"),
     "register": ("tasks/registering.py", "likeness/registry.py", "likeness/dossier.py"),
 }

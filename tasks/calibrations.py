@@ -48,7 +48,7 @@ def calibrate(tools: Tools, users: Path, nouns: Mapping[str, str], *, today: dat
 
     settings, faces = tools.settings, tools.faces
     people, left_out = albums.read_albums(users, nouns, faces=faces, policy=settings.intake, side_px=tools.base_ref.resolution_px, tell=lambda *now: tell("photos", *now))
-    looked = albums.look(people, faces=faces, reader=tools.slots, base=tools.base_ref.revision, held_out=settings.intake.held_out, tell=lambda *now: tell("pictures", *now))
+    looked = albums.look(people, faces=faces, reader=tools.slots, safety=tools.unsafe, base=tools.base_ref.revision, held_out=settings.intake.held_out, tell=lambda *now: tell("pictures", *now))
     asks = settings.gate.min_editability_share > 0 or settings.gate.min_diversity_share > 0
     study = calibrating.Study(looked, settings.gate, settings.battery, faces.recogniser_name, tools.bank, tools.second_bank, lambda noun: tools.base_scores(noun, measure=asks),
                               findings.usual([], base=tools.base_ref.revision).limits, settings.sampling.bare)

@@ -12,7 +12,7 @@ from likeness import gate
 from likeness.once import Claim
 from likeness.records import BaseScores, Measurements, Portrait, Record, SampleSet, TrainingSet, Verdict
 from likeness.stages import Call, StageRef
-from models.quality import findings, measure
+from models.quality import findings, measure, unsafe
 from models.quality.looking import Looker
 from tasks import pictures
 from tasks.policy import RETRIED
@@ -35,7 +35,8 @@ def judge_samples(subject: str, training_set: StageRef, samples: StageRef) -> Ou
     second = None if tools.second_bank is None else {"bank": tools.second_bank.digest, "backend": tools.second_bank.backend}
     call = Call(stage="judge", subject=subject, inputs=(training_set, samples),
                 params={"policy": policy.plain(), "bank": tools.bank.digest, "backend": tools.faces.recogniser_name, "slots": tools.slots_digest,
-                        "usual": findings.table_digest(), "base": tools.base_ref.revision, "base_scores": None if base is None else base.digest, "second": second})
+                        "usual": findings.table_digest(), "base": tools.base_ref.revision, "base_scores": None if base is None else base.digest, "second": second,
+                        "unsafe": {"network": tools.unsafe.name, "limit": unsafe.LIMIT}})
     return tools.once(call, lambda claim: judgement(tools, people, tools.open(samples, subject, SampleSet), base, claim), Judgement)
 
 
@@ -46,7 +47,7 @@ def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, base:
     portraits = [*training_set.portraits, *training_set.held_out]
     people = [p for p in portraits if p.framing == "tight"]          # one vector a photo: its wide crop has the same
     crops = {p.digest: pictures.get(tools.store, p.crop) for p in portraits}
-    looker = Looker(tools.faces, tools.slots, findings.usual([crops[p.digest] for p in people], base=tools.base_ref.revision))
+    looker = Looker(tools.faces, tools.slots, findings.usual([crops[p.digest] for p in people], base=tools.base_ref.revision), tools.unsafe)
     seen = []
     for number, sample in enumerate(drawn):
         seen.append(looker.see(pictures.get(tools.store, sample.image), name=sample.image.sha256, category=sample.category, slots=sample.slots))

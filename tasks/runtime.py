@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from models.diffusion.bases import Base
     from models.faces.tools import FaceTools
     from models.maquette.companions import Bank
+    from models.quality.unsafe import UnsafeReader
 
 R = TypeVar("R", bound=Record)
 
@@ -189,6 +190,13 @@ class Tools:
         if loaded.files != self.captioner_params["files"]:
             raise IntegrityError(f"the files of captioner {name!r} changed while this process ran: start it again")
         return loaded
+
+    @cached_property
+    def unsafe(self) -> UnsafeReader:
+        """Whoever says which samples are unsafe."""
+        from models.quality.unsafe import OpenNsfw
+
+        return OpenNsfw()
 
     @cached_property
     def bank(self) -> Bank:

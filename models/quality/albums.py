@@ -27,6 +27,7 @@ from models.faces.tools import FaceTools
 from models.quality import findings, measure
 from models.quality.looking import Looker
 from models.quality.planting import CHECKERS, PLANTS
+from models.quality.unsafe import UnsafeReader
 
 FOLDS = 3
 FEWEST = 9                # usable photos of a person: two parts are then portraits enough for any set
@@ -116,7 +117,7 @@ def read_albums(folder: Path, nouns: Mapping[str, str], *, faces: FaceTools, pol
     return albums, len(places) - len(albums)
 
 
-def look(albums: Sequence[Album], *, faces: FaceTools, reader: SlotReader, base: str, held_out: int, tell: Tell) -> list[Looked]:
+def look(albums: Sequence[Album], *, faces: FaceTools, reader: SlotReader, safety: UnsafeReader, base: str, held_out: int, tell: Tell) -> list[Looked]:
     """Look at every photo once, and at up to SPOILT of each person with each defect that has a checker; `base` is the revision that limits are widened by."""
     found: list[Looked] = []
     borrowed: tuple[Picture, Face] | None = None                 # what a second face and a collage are made with: another person's
@@ -125,20 +126,21 @@ def look(albums: Sequence[Album], *, faces: FaceTools, reader: SlotReader, base:
         at = [faces.find_faces(crop) for crop in album.crops]
         one = [i for i, f in enumerate(at) if len(f) == 1]
         if number and borrowed is not None:
-            found.append(_look(album, at, one, borrowed, faces=faces, reader=reader, base=base, held_out=held_out))
+            found.append(_look(album, at, one, borrowed, faces=faces, reader=reader, safety=safety, base=base, held_out=held_out))
         borrowed = (album.crops[one[0]], at[one[0]][0]) if one else borrowed
     tell(len(albums) + 1, len(albums) + 1, "looked at")
     return found
 
 
-def _look(album: Album, at: Sequence[Sequence[Face]], one: Sequence[int], borrowed: tuple[Picture, Face], *, faces: FaceTools, reader: SlotReader, base: str, held_out: int) -> Looked:
+def _look(album: Album, at: Sequence[Sequence[Face]], one: Sequence[int], borrowed: tuple[Picture, Face], *, faces: FaceTools, reader: SlotReader, safety: UnsafeReader, base: str,
+          held_out: int) -> Looked:
     folds = album.folds(held_out)
     seen: list[measure.Seen | None] = [None] * len(album.crops)
     spoilt: dict[str, list[Spoilt]] = {plant: [] for plant in CHECKERS}
     chosen = one[:: max(1, -(-len(one) // SPOILT))]
     for fold in folds:
         usual = findings.usual([album.crops[i] for i in fold.own], base=base)
-        looker = Looker(faces, reader, usual)
+        looker = Looker(faces, reader, usual, safety)
         for i in fold.unseen:
             seen[i] = looker.see(album.crops[i], name=hashlib.sha256(album.crops[i].tobytes()).hexdigest(), category="plain", slots={})
             for plant in spoilt if i in chosen else ():

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from likeness import digest
 from likeness.records import Box, Finding, FindingCode
 from models.faces import align
 from models.faces.face import Face, Picture
+from models.quality import features
 
 TABLE = Path(__file__).with_name("usual.json")
 SIDE_PX = 128              # of the aligned crop that signs of the face are read from: all pictures at one scale, eyes 25 px apart
@@ -46,6 +47,11 @@ class View:
     crop: Picture
     own_skin: NDArray[np.float64]
 
+    @cached_property
+    def features(self) -> features.Features:
+        """What the network says of eyes, mouth and the rest; asked once."""
+        return features.reader().read(self.crop)
+
 
 @dataclass(frozen=True)
 class Sign:
@@ -54,12 +60,14 @@ class Sign:
     Attributes:
         of_the_face: read from the aligned crop, so the subject's own portraits say what is usual too.
         of_paintings: asked of stylised samples as well.
+        where: the place of the defect in the picture; None: the face.
     """
 
     read: Callable[[View], float]
     bad: Literal["low", "high"]
     of_the_face: bool = True
     of_paintings: bool = False
+    where: Callable[[View], Box] | None = None
 
 
 def inside_share(view: View) -> float:
@@ -113,14 +121,27 @@ def skin_detail(view: View) -> float:
     return math.log(float(np.median([details[place].std() for place in _skin_places(view.crop.shape[0])])) + 1e-3)
 
 
+def whole_picture(view: View) -> Box:
+    """Corners of the picture."""
+    return 0.0, 0.0, float(view.picture.shape[1]), float(view.picture.shape[0])
+
+
+def _of_feature(kind: str) -> Sign:
+    """How sure the network is of its surest cell that this is spoilt: a logit; and around which cells."""
+    return Sign(lambda view: view.features.logits[kind], "high", where=lambda view: _in_picture(view, view.features.boxes_px[kind]))
+
+
 SIGNS: Mapping[FindingCode, Sign] = {
     "cropped_face": Sign(inside_share, "low", of_the_face=False, of_paintings=True),
     "tiny_face": Sign(face_height, "low", of_the_face=False, of_paintings=True),
-    "grid": Sign(seam, "high", of_the_face=False, of_paintings=True),
+    "grid": Sign(seam, "high", of_the_face=False, of_paintings=True, where=whole_picture),
     "blur": Sign(sharpness, "low"),
     "colour_cast": Sign(skin_distance, "high"),
     "over_saturated": Sign(face_chroma, "high"),
     "plastic_skin": Sign(skin_detail, "low"),
+    "eyes": _of_feature("eyes"),
+    "mouth": _of_feature("mouth"),
+    "melted": _of_feature("melted"),
 }
 
 
@@ -140,7 +161,7 @@ def usual(portraits: Sequence[Picture], *, base: str) -> Usual:
     renders, *bases = table()["rows"]
     limits: dict[FindingCode, float] = dict(renders["limits"])
     rows: list[Mapping[FindingCode, float | None]] = [row["limits"] for row in bases if row["revision"] == base]
-    rows += [{code: _measured(sign, view_of_crop(p)) for code, sign in SIGNS.items() if sign.of_the_face and code != "colour_cast"} for p in portraits]
+    rows += [{code: _measured(sign, view) for code, sign in SIGNS.items() if sign.of_the_face and code != "colour_cast"} for view in map(view_of_crop, portraits)]
     for row in rows:
         for code, value in row.items():
             if value is not None:
@@ -164,7 +185,6 @@ def find_defects(picture: Picture, faces: Sequence[Face] | None, usual: Usual, *
     if not faces:
         found.append(Finding(code="no_face", score=0.0, threshold=1.0))
     view = _view(picture, faces[0], usual.own_skin) if faces else None
-    whole = (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
     for code, sign in SIGNS.items():
         asked = bool(faces) and (sign.of_paintings or not stylised) and (code != "colour_cast" or len(usual.own_skin) > 0)
         if not asked:
@@ -173,7 +193,7 @@ def find_defects(picture: Picture, faces: Sequence[Face] | None, usual: Usual, *
         if value is None or not math.isfinite(limit):
             found.append(Finding(code="unmeasured", of=code, box_px=_box(faces[0])))
         elif value < limit if sign.bad == "low" else value > limit:
-            found.append(Finding(code=code, score=round(value, 4), threshold=round(limit, 4), box_px=whole if code == "grid" else _box(faces[0])))
+            found.append(Finding(code=code, score=round(value, 4), threshold=round(limit, 4), box_px=_box(faces[0]) if sign.where is None or view is None else sign.where(view)))
     return tuple(found)
 
 
@@ -202,8 +222,8 @@ def table() -> dict[str, Any]:
 
 
 def table_digest() -> str:
-    """What the key of a judgement names."""
-    return digest.of_json(table())
+    """What the key of a judgement names: the table, and the network that its limits are of."""
+    return digest.of_json({"table": table(), "features": features.reader().digest})
 
 
 def _view(picture: Picture, face: Face, own_skin: NDArray[np.float64]) -> View | None:
@@ -229,6 +249,16 @@ def _measured(sign: Sign, view: View | None) -> float | None:
 def _box(face: Face) -> Box:
     left, top, right, bottom = (round(float(v), 1) for v in face.box_px)
     return left, top, right, bottom
+
+
+def _in_picture(view: View, box_px: tuple[float, float, float, float]) -> Box:
+    """The upright box in the picture around a box in the crop."""
+    left, top, right, bottom = box_px
+    back = np.asarray(cv2.invertAffineTransform(align.crop_matrix(align.fit(view.face.points), side_px=SIDE_PX)))
+    corners = back @ np.array([[left, right, left, right], [top, top, bottom, bottom], [1.0, 1.0, 1.0, 1.0]])
+    size = np.array([[view.picture.shape[1]], [view.picture.shape[0]]])
+    (x0, y0), (x1, y1) = (np.clip(side, 0, size[:, 0]) for side in (corners.min(1), corners.max(1)))
+    return round(float(x0), 1), round(float(y0), 1), round(float(x1), 1), round(float(y1), 1)
 
 
 def _resized(crop: Picture) -> Picture:

@@ -10,6 +10,7 @@ from models.captions.slots import SlotReader
 from models.faces.face import Picture
 from models.faces.tools import FaceTools
 from models.quality import findings, measure
+from models.quality.unsafe import UnsafeReader, find_unsafe
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Looker:
     faces: FaceTools
     slots: SlotReader
     usual: findings.Usual
+    safety: UnsafeReader
 
     def see(self, picture: Picture, *, name: str, category: str, slots: Mapping[str, str]) -> measure.Seen:
         """A sample (H, W, 3), upright RGB.
@@ -30,7 +32,7 @@ class Looker:
         """
         faces, second = self.faces.find_faces(picture), self.faces.second
         one = len(faces) == 1
+        found = findings.find_defects(picture, faces, self.usual, stylised=category == gate.STYLISED) + find_unsafe(picture, self.safety)
         right, asked = measure.slots_seen(slots, self.slots.read(picture[None])[0]) if slots else (0, 0)
         return measure.Seen(name, category, len(faces), self.faces.embed_faces(picture, faces)[0] if one else None, measure.thumbnail(picture),
-                            findings.find_defects(picture, faces, self.usual, stylised=category == gate.STYLISED), right, asked,
-                            second.embed_faces(picture, faces)[0] if one and second is not None else None)
+                            found, right, asked, second.embed_faces(picture, faces)[0] if one and second is not None else None)

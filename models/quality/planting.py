@@ -195,7 +195,6 @@ PLANTS: Mapping[str, Plant] = {
 NAMES: Mapping[str, frozenset[FindingCode]] = {
     "second face": frozenset({"extra_face"}), "erased face": frozenset({"no_face"}), "crop": frozenset({"cropped_face", "no_face"}), "grid": frozenset({"grid"}),
     "blur": frozenset({"blur", "no_face"}), "colour cast": frozenset({"colour_cast"}), "over-saturation": frozenset({"over_saturated"}), "plastic skin": frozenset({"plastic_skin"}),
-    "moved eye": frozenset(), "mirrored eye": frozenset(), "melted patch": frozenset(),
 }
 CHECKERS: Mapping[str, FindingCode] = {"second face": "extra_face", "erased face": "no_face", "crop": "cropped_face", "grid": "grid", "blur": "blur",
                                        "colour cast": "colour_cast", "over-saturation": "over_saturated", "plastic skin": "plastic_skin"}

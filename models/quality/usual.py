@@ -47,6 +47,12 @@ def limits_of(signs: Sequence[Signs]) -> dict[FindingCode, float]:
     return limits
 
 
+def medians_of(signs: Sequence[Signs]) -> dict[FindingCode, float]:
+    """For each sign the middle of these pictures: with the limit it says how far off a picture is."""
+    values = {code: [v for s in signs if (v := s[code]) is not None] for code in findings.SIGNS}
+    return {code: round(float(np.median(seen)), 4) for code, seen in values.items() if seen}
+
+
 def alarms_of(signs: Sequence[Signs]) -> dict[FindingCode, float]:
     """Share of the second half of these pictures beyond the limits of the first: what to expect of pictures that had no part in the table."""
     limits, rest = limits_of(signs[:len(signs) // 2]), signs[len(signs) // 2:]
@@ -94,7 +100,7 @@ def measure(tars: Sequence[Path]) -> dict[str, Any]:
     for data, revision, signs in ((f"renders {', '.join(t.stem.removeprefix('portraits-') for t in tars)}, photos of {PEOPLE} people", None, renders),
                                   ("the maquette's class pictures", bases.reference("maquette").revision, [drawn[i] for i in order])):
         rows.append({"data": data, "revision": revision, "date": datetime.now(UTC).date().isoformat(), "pictures": len(signs), "false_alarms": FALSE_ALARMS,
-                     "limits": limits_of(signs), "alarms": alarms_of(signs)})
+                     "limits": limits_of(signs), "medians": medians_of(signs), "alarms": alarms_of(signs)})
     return {"rows": rows}
 
 

@@ -17,7 +17,8 @@ from likeness.gate import GATED
 from models.faces import align
 from models.faces.face import Face
 from models.maquette.vocabulary import SLOTS
-from models.quality.planting import CHECKERS, NAMES, PLANTS
+from models.quality.planting_features import ALL_PLANTS as PLANTS
+from models.quality.planting_features import CHECKERS, FEATURE_PLANTS, NAMES
 
 ROWS = [{"identity": f"{i:06d}", "style": "photo", "sex": "female", "age": "young", "hair_colour": "black", "hair_cut": "bob", "beard": "none",
          "expression": "smile", "garment": garment, "colour": "red", "second_colour": "none", "pattern": "plain", "eyewear": "none", "hat": "none",
@@ -156,7 +157,7 @@ def test_every_plant_changes_its_picture_alone_keeps_its_size_and_is_repeatable(
     np.testing.assert_array_equal(other, before[1])
 
 
-@pytest.mark.parametrize("name", ["moved eye", "mirrored eye", "melted patch", "plastic skin", "erased face"])
+@pytest.mark.parametrize("name", ["moved eye", "mirrored eye", "melted patch", "plastic skin", "erased face", *FEATURE_PLANTS])
 def test_defects_of_the_face_leave_the_corners_alone(name: str) -> None:
     picture = toy(1)
     made = PLANTS[name](picture, FACE, toy(2), FACE, np.random.default_rng(3))
@@ -169,14 +170,16 @@ def test_recall_and_precision_are_of_the_named_finding_and_its_clean_twins() -> 
     rows = gate.figures(clean, {"blur": [["blur"], ["blur", "grid"], ["no_face"], []], "grid": [[]] * 4, "moved eye": [["blur"], [], [], []]})
     assert rows["blur"] == {"recall": 0.75, "precision": 0.75, "held_back": 0.75}
     assert rows["grid"] == {"recall": 0.0, "precision": 0.0, "held_back": 0.0}
-    assert rows["moved eye"] == {"recall": None, "precision": None, "held_back": 0.25}
+    assert rows["moved eye"] == {"recall": 0.0, "precision": None, "held_back": 0.25}
 
 
 def test_a_type_is_earned_on_every_set_and_by_both_figures() -> None:
     good, poor = {"recall": 0.95, "precision": 0.9}, {"recall": 0.95, "precision": 0.89}
     rest = dict.fromkeys(CHECKERS, poor)
-    assert gate.earned({"a": rest | {"blur": good, "grid": good}, "b": rest | {"blur": good}}) == {"blur", "unmeasured"}
-    assert gate.earned({"a": rest | {"blur": {"recall": 0.95, "precision": None}}}) == {"unmeasured"}
+    assert gate.earned({"a": rest | {"blur": good, "grid": good}, "b": rest | {"blur": good}}) == {"blur", "unmeasured", "unsafe"}
+    eyes = [plant for plant, code in CHECKERS.items() if code == "eyes"]
+    assert "eyes" in gate.earned({"a": rest | dict.fromkeys(eyes, good)}) and "eyes" not in gate.earned({"a": rest | dict.fromkeys(eyes[1:], good)})
+    assert gate.earned({"a": rest | {"blur": {"recall": 0.95, "precision": None}}}) == {"unmeasured", "unsafe"}
 
 
 def test_what_is_gated_is_what_was_earned() -> None:

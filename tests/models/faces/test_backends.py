@@ -32,6 +32,7 @@ from models.faces.tools import DETECTORS, EMBEDDERS, PARSERS, FaceTools, dlib_to
 from models.maquette.companions import Bank, bank_digest, bank_for, read_bank
 from models.quality import findings, measure
 from models.quality.looking import Looker
+from models.quality.unsafe import OpenNsfw
 
 SCRFD, MOBILEFACENET, RETINAFACE = "scrfd_2.5g_kps.onnx", "mobilefacenet_128d.onnx", "detection_mobilenet0.25_Final.pth"
 
@@ -292,7 +293,7 @@ def test_two_recognisers_vote_and_either_may_refuse(cosine: FaceTools, bank: tup
     thumb = np.zeros((1, 32, 32, 3), np.float32)
     references = measure.References(measure.Identity("dlib", read_bank().digest, first[:2], first, read_bank().embeddings), thumb,
                                     second=measure.Identity(bank[0].backend, bank[0].digest, second[:2], second, bank[0].embeddings))
-    looker = Looker(both, SlotReader.load(MAQUETTE / "weights" / "clip"), findings.usual([], base="none"))
+    looker = Looker(both, SlotReader.load(MAQUETTE / "weights" / "clip"), findings.usual([], base="none"), OpenNsfw())
     seen = [looker.see(p, name=f"{n:064x}", category="plain", slots={}) for n, p in enumerate([*pictures["900001"][5:], *pictures["900004"][5:]])]
     liar = dataclasses.replace(seen[0], second=seen[-1].second)              # one recogniser is fooled, the other one not
     dumb = dataclasses.replace(seen[0], second=None)

@@ -19,6 +19,7 @@ from models.maquette.companions import BANK_FOLDER
 from models.quality import albums
 from models.quality.albums import FEWEST, Album, look, read_albums
 from models.quality.planting import CHECKERS, NAMES
+from models.quality.unsafe import OpenNsfw
 
 
 def test_too_few_people_are_refused_by_number(root: Path, tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_each_photo_is_looked_at_once_and_defects_are_planted_in_some(monkeypatc
     for n in range(2):
         crops = np.stack([picture(name) for name in names[4 * n:4 * n + 4]])
         made.append(Album(f"p{n}", "man", crops, np.random.default_rng(n).normal(0, 1, (4, 128)).astype(np.float32), None))
-    found = look(made, faces=tools, reader=SlotReader.load(MAQUETTE / "weights" / "clip"), base="none", held_out=2, tell=lambda done, total, words: None)
+    found = look(made, faces=tools, reader=SlotReader.load(MAQUETTE / "weights" / "clip"), safety=OpenNsfw(), base="none", held_out=2, tell=lambda done, total, words: None)
     assert [f.album.name for f in found] == ["p0", "p1"]
     for one in found:
         assert len(one.seen) == len(one.answers) == 4

@@ -34,11 +34,12 @@ NOBODY = np.array([0.2, 0.7, 0.0], np.float32)
 
 @dataclass
 class Network:
-    """Detector, recogniser and reader of slots in one, of whom each answer can be another."""
+    """Detector, recogniser, reader of slots and of what is unsafe in one, of whom each answer can be another."""
 
     faces: Callable[[], list[Face]] = lambda: [Face((20.0, 20.0, 108.0, 108.0), align.template_in_crop(SIDE), 1.0)]
     vector: Callable[[], Any] = lambda: PERSON
     place: Callable[[], tuple[str, float]] = lambda: ("beach", 0.9)
+    belief: Callable[[], Any] = lambda: 0.01
     name: str = "made"
     licence: str = "none"
     same_person_distance: float = 0.6
@@ -51,6 +52,9 @@ class Network:
 
     def read(self, crops: Any) -> list[dict[str, tuple[str, float]]]:
         return [{"place": self.place()} for _ in crops]
+
+    def unsafe(self, picture: Picture) -> Any:
+        return self.belief()
 
 
 def pictures(count: int) -> list[Picture]:
@@ -73,7 +77,7 @@ def judged(network: Network, *, second: Network | None = None, bare: Network | N
            limits: findings.Usual = LIMITS) -> Verdict:
     """Twelve samples and four of nobody in particular, looked at and judged as `tasks.judging` does; `own` are witnesses and portraits."""
     def eyes(of: Network) -> Looker:
-        return Looker(FaceTools(of, of, EllipseMask(), second_embedder=second), of, limits)        # type: ignore[arg-type]
+        return Looker(FaceTools(of, of, EllipseMask(), second_embedder=second), of, limits, of)        # type: ignore[arg-type]
 
     def identity(vectors: Any) -> measure.Identity:
         return measure.Identity("made", DIGEST, vectors[:2], vectors, bank)
@@ -102,6 +106,7 @@ def test_what_is_broken_below_is_accepted_where_nothing_is() -> None:
     lambda: judged(Network(faces=lambda: [Face((0.0, 0.0, 1.0, 1.0), np.full((5, 2), math.nan), 1.0)])),
     lambda: judged(Network(vector=raising)), *[lambda v=v: judged(Network(vector=lambda: v)) for v in NO_NUMBER],
     lambda: judged(Network(place=raising)), lambda: judged(Network(place=lambda: ("beach", math.nan))),
+    lambda: judged(Network(belief=raising)), *[lambda v=v: judged(Network(belief=lambda: v)) for v in (math.nan, math.inf, -1.0, None)],
     lambda: judged(Network(), second=Network(vector=raising)), *[lambda v=v: judged(Network(), second=Network(vector=lambda: v)) for v in NO_NUMBER],
     lambda: judged(Network(), bare=Network(vector=raising)), *[lambda v=v: judged(Network(), bare=Network(vector=lambda: v)) for v in NO_NUMBER],
     lambda: judged(Network(), own=np.full_like(OWN, np.nan)), lambda: judged(Network(), own=OWN[:1]), lambda: judged(Network(), second=Network(), second_own=np.full_like(OWN, np.nan)),
