@@ -16,7 +16,7 @@ from models.faces.face import Face, Picture
 from models.maquette.companions import BANK_FOLDER
 from models.quality import features, findings, train_features
 from models.quality.features import CELL_PX, HEIGHT_PX, KINDS, LEFT_PX, TOP_PX, WIDTH_PX
-from models.quality.train_features import FORGIVEN, Spot, erase, example, labels, resize, smear, spoil, swirl
+from models.quality.train_features import FORGIVEN, Spot, erase, example, labels, smear, spoil, swirl
 
 SIDE = features.CROP_PX
 RNG = 5
