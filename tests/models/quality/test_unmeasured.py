@@ -62,7 +62,7 @@ def pictures(count: int) -> list[Picture]:
     rng, made = np.random.default_rng(0), []
     ramp = np.linspace(-85, 85, SIDE)
     for n in range(count):
-        turn = 2 * math.pi * n / count
+        turn = math.pi * (n + 0.5) / count                        # half a circle: in the other half is the mirror
         light = math.cos(turn) * ramp[:, None] + math.sin(turn) * ramp[None, :]
         made.append(np.clip(128 + light[..., None] + rng.normal(0, 12, (SIDE, SIDE, 1)), 0, 255).astype(np.uint8).repeat(3, 2))
     return made
