@@ -36,8 +36,9 @@ from likeness.store import is_key
 SHIPPED = Path(__file__).with_name("likeness.toml")
 PREFIX = "LIKENESS_"
 NOT_SETTINGS = {"LIKENESS_CONFIG", "LIKENESS_REQUIRE_ALL"}
-# Kubernetes sets these in every pod beside a Service named "likeness" or "likeness-...": nobody chose them.
-_KUBERNETES = re.compile(r"LIKENESS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+# Kubernetes sets these in every pod beside a Service named "likeness" or "likeness-...": nobody chose them. A setting
+# has two underscores where a section ends, such as LIKENESS_UP__MLFLOW_PORT.
+_KUBERNETES = re.compile(r"(?!.*__)LIKENESS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 POOL = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 CATEGORIES = ("plain", "expression", "clothes", "place", "style", "accessories")
 

@@ -78,6 +78,12 @@ def test_what_kubernetes_sets_for_a_service_is_no_setting(monkeypatch: pytest.Mo
     load_settings()
 
 
+def test_a_port_of_ours_is_no_service_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKENESS_UP__MLFLOW_PORT", "5001")
+    monkeypatch.setenv("LIKENESS_MLFLOW_PORT", "tcp://10.0.0.1:5000")
+    assert load_settings().up.mlflow_port == 5001
+
+
 def test_the_home_is_the_platforms_data_folder_and_is_not_created(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LIKENESS_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
