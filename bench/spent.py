@@ -21,7 +21,7 @@ TAIL = 15              # lines of a failed program that are shown
 
 @dataclass(frozen=True)
 class Spent:
-    """Core-seconds (user and system, all threads), memory in MiB."""
+    """Core-seconds (user and system, all threads), memory in MiB: the most that was resident at any of its reports."""
 
     steps: int
     core_s_per_step: float
@@ -51,7 +51,7 @@ def run_measured(command: Sequence[str], *, log: Path, cwd: Path, env: Mapping[s
         RuntimeError: it failed; the message ends with its last lines.
     """
     seen: list[tuple[int, float]] = []
-    total, rest = 0, ""
+    total, rest, peak = 0, "", 0.0
     process = subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd, env=dict(env))
     assert process.stdout is not None
     try:
@@ -59,6 +59,7 @@ def run_measured(command: Sequence[str], *, log: Path, cwd: Path, env: Mapping[s
             while chunk := os.read(process.stdout.fileno(), 1 << 16):
                 kept.write(chunk)
                 rest += chunk.decode("utf-8", "replace")
+                peak = max(peak, _peak_mib(process.pid))
                 found = list(STEP.finditer(rest))
                 if found:
                     step, total = int(found[-1][1]), int(found[-1][2])
@@ -75,10 +76,16 @@ def run_measured(command: Sequence[str], *, log: Path, cwd: Path, env: Mapping[s
     if process.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
         raise RuntimeError("\n".join([f"{Path(command[1]).name if len(command) > 1 else command[0]} ended with {process.returncode}; its last lines:", *lines[-TAIL:]]))
-    return Spent(total, per_step(seen, total), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return Spent(total, per_step(seen, total), used.ru_utime + used.ru_stime, peak)
 
 
 def _core_seconds(pid: int) -> float:
     """User and system time so far of a process that is still there or not yet waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mib(pid: int) -> float:
+    """The most memory that a process had resident so far; 0 once it has ended. Not `ru_maxrss`: a child begins with its parent's."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0

@@ -183,6 +183,12 @@ def test_imports_and_what_comes_after_are_not_in_a_step(tmp_path: Path) -> None:
     assert got.core_s > 0.85 and got.peak_mib > 3
 
 
+def test_memory_is_the_programs_own_and_not_what_its_parent_holds(tmp_path: Path) -> None:
+    held = bytearray(os.urandom(1) * (400 << 20))
+    got = spent.run_measured([sys.executable, "-c", PROGRAM], log=tmp_path / "log", cwd=tmp_path, env=os.environ)
+    assert len(held) and got.peak_mib < 200
+
+
 def test_a_program_that_fails_shows_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no such luck"):
         spent.run_measured([sys.executable, "-c", "raise SystemExit('no such luck')"], log=tmp_path / "log", cwd=tmp_path, env=os.environ)
