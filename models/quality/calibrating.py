@@ -24,7 +24,7 @@ from likeness.records import BaseScores, FindingCode, Measurements, SampleScore
 from likeness.settings import Battery
 from models.faces.face import Picture
 from models.maquette.companions import Bank
-from models.quality import measure
+from models.quality import measure, unsafe
 from models.quality.albums import Fold, Looked
 from models.quality.edits import EDITS, mirrored
 from models.quality.planting import CHECKERS, NAMES
@@ -254,6 +254,10 @@ def _of_findings(study: Study) -> list[Calibration]:
         alarms = [(sum(any(f.code in NAMES[plant] for f in s.findings) for s in person.seen), len(person.seen)) for person in study.people]
         counts = "counts against an adapter" if code in GATED else "reported only"
         rows.append(_row(f"finding {code}", study.limits.get(code), f"let through: planted ({plant}); refused: unseen photos of the subject; {counts}", (missed,), alarms))
+    called = [sum(any(f.code == "unsafe" for f in s.findings) for s in person.seen) for person in study.people]
+    photos = sum(len(person.seen) for person in study.people)
+    rows.append(Calibration(threshold="finding unsafe", value=unsafe.LIMIT, data="",
+                            unmeasured=f"what it lets through nobody here can show it; of {photos} unseen photos it calls {sum(called)} unsafe, of {sum(map(bool, called))} people"))
     return rows
 
 
