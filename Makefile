@@ -75,8 +75,9 @@ bench-methods: setup    ## the four methods beside the reference scripts of diff
 bench-gate: setup       ## which planted defects the gate finds, and what it says of clean pictures
 	@"$(BIN)/python" -m bench.gate $(BENCH_ARGS)
 
-bench-night: setup      ## what orchestrating a night costs for each subject, without GPU, networks and photos
+bench-night: setup      ## what orchestrating a night costs for each subject, without networks and photos: in process up to 1,000, through real servers and workers 20
 	@"$(BIN)/python" -m bench.night $(BENCH_ARGS)
+	@"$(BIN)/python" -m bench.night_workers
 
 bench-groups: setup     ## whom the gate's recognisers know less well: errors by skin, age, sex, beard, glasses
 	@"$(BIN)/python" -m bench.groups $(BENCH_ARGS)

@@ -60,19 +60,21 @@ def draw(results: dict[str, Any], out: Path) -> None:
 
 
 def plane(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Identity against editability, a point for each row; "NAME at STEP" of one name are joined in the order of steps."""
+    """Identity against editability, a point for each row with its name; "NAME at STEP" of one name are joined in the order of steps, with their steps."""
     figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
     families: dict[str, list[tuple[float, float, str]]] = {}
     for name, row in rows.items():
         family, _, at = name.partition(" at ")
         families.setdefault(family, []).append((row["editability"], row["auc"], at))
-    for family, points in families.items():
-        axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family)
+    joined = any(len(points) > 1 for points in families.values())
+    for number, (family, points) in enumerate(families.items()):
+        axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family, color=plt.get_cmap("tab20")(number % 20))
         for x, y, at in points:
-            axis.annotate(at, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
+            right = not joined and x > sum(p[0][0] for p in families.values()) / len(families)
+            axis.annotate(at if joined else family, (x, y), fontsize=8, xytext=(-5 if right else 5, 4 - 12 * (number % 2) * (not joined)), textcoords="offset points", ha="right" if right else "left")
     axis.set_xlabel("editability: slots that contradict the portraits, seen")
     axis.set_ylabel("identity: AUC")
-    if families:
+    if joined:
         axis.legend(fontsize=8)
     _save(figure, path)
 
