@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -13,6 +12,10 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+
+from flows.postgres import Postgres as Cluster
+from flows.postgres import programs
+from likeness.errors import RecipeError
 
 
 def free_port() -> int:
@@ -34,55 +37,38 @@ def wait_for_health(address: str, process: subprocess.Popen[bytes], log: Path) -
     raise AssertionError(log.read_text())
 
 
-def postgres_folder() -> Path | None:
-    """Where `initdb` and `postgres` lie; None if PostgreSQL is not installed."""
-    on_path = shutil.which("initdb")
-    if on_path:
-        return Path(on_path).resolve().parent
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
+def has_postgres() -> bool:
+    """Whether PostgreSQL's server programs are installed."""
+    try:
+        programs()
+    except RecipeError:
+        return False
+    return True
 
 
 class Postgres:
-    """A server with an empty cluster in a folder of its own. PostgreSQL refuses to run as root: then it runs as the user `postgres`."""
+    """The cluster of `likeness up` (flows/postgres.py) in a folder of its own, in a hurry: nothing is synced."""
 
-    def __init__(self, programs: Path) -> None:
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="likeness-postgres-"))
-        self._user = "postgres" if os.geteuid() == 0 else None
-        if self._user:
-            account = pwd.getpwnam(self._user)
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
-        self.port = free_port()
-        data = self.folder / "data"
-        subprocess.run([programs / "initdb", "-D", data, "-U", "likeness", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"], check=True,
-                       capture_output=True, user=self._user, cwd=self.folder)
+        self.cluster = Cluster(self.folder / "cluster", free_port())
+        self.cluster.prepare()
         with (self.folder / "log").open("w") as log:
-            self._process = subprocess.Popen([programs / "postgres", "-D", data, "-p", str(self.port), "-k", self.folder, "-c", "listen_addresses=127.0.0.1",
-                                              "-c", "fsync=off"], stdout=log, stderr=log, user=self._user, cwd=self.folder, start_new_session=True)
-        self._wait()
-
-    def _wait(self) -> None:
-        import psycopg
-
+            self._process = subprocess.Popen([*self.cluster.command, "-c", "fsync=off"], stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
         for _ in range(240):
             assert self._process.poll() is None, (self.folder / "log").read_text()
-            try:
-                psycopg.connect(self._dsn("postgres"), connect_timeout=2).close()
+            if self.cluster.answers:
                 return
-            except psycopg.OperationalError:
-                time.sleep(0.25)
+            time.sleep(0.25)
         raise AssertionError((self.folder / "log").read_text())
-
-    def _dsn(self, database: str) -> str:
-        return f"host=127.0.0.1 port={self.port} user=likeness dbname={database}"
 
     def database(self, name: str, *, like: str = "template1") -> str:
         """Make a database, as a copy of another one if it is named; its SQLAlchemy address."""
         import psycopg
 
-        with psycopg.connect(self._dsn("postgres"), autocommit=True) as db:
+        with psycopg.connect(self.cluster.address("postgres").replace("+psycopg", ""), autocommit=True) as db:
             db.execute(f'CREATE DATABASE "{name}" TEMPLATE "{like}"'.encode())
-        return f"postgresql+psycopg://likeness@127.0.0.1:{self.port}/{name}"
+        return self.cluster.address(name)
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGINT)           # fast shutdown: sessions are ended

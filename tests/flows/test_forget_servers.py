@@ -20,17 +20,16 @@ from likeness.settings import load_settings
 from likeness.unregistering import _pages
 from tasks.runtime import Tools
 from tests.likeness.fabricated import World, build, register_once
-from tests.servers import MlflowServer, Postgres, postgres_folder
+from tests.servers import MlflowServer, Postgres, has_postgres
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def postgres(lacking: Callable[[str], NoReturn]) -> Iterator[Postgres]:
-    programs = postgres_folder()
-    if programs is None:
+    if not has_postgres():
         lacking("PostgreSQL is not installed (Debian: postgresql)")
-    server = Postgres(programs)
+    server = Postgres()
     yield server
     server.stop()
 

@@ -14,7 +14,7 @@ from flows import services
 from likeness.errors import BadSettings, RecipeError, ServerUnreachable
 from likeness.processes import Services
 from likeness.settings import Settings, load_settings
-from tests.servers import free_port, postgres_folder
+from tests.servers import free_port, has_postgres
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def stack(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def test_servers_that_stand_on_postgres_and_a_bucket_have_their_addresses_and_no_password_in_a_command(stack: Settings, lacking: Callable[[str], NoReturn]) -> None:
-    if postgres_folder() is None:
+    if not has_postgres():
         lacking("PostgreSQL is not installed (Debian: postgresql)")
     (stack.home / "postgres").mkdir(parents=True)
     (stack.home / "postgres" / "password").write_text("hunter2")

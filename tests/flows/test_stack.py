@@ -26,7 +26,7 @@ from likeness.settings import Settings, load_settings
 from tests.flows.test_run import CONFIG, OPEN_GATE, PHOTOS
 from tests.flows.test_server import ask, asked, wait_for
 from tests.processes import environment
-from tests.servers import free_port, postgres_folder
+from tests.servers import free_port, has_postgres
 
 CANARY = "zebrafinch-canary"
 TTL_S = 20
@@ -114,7 +114,7 @@ class Stack:
 
 @pytest.fixture
 def stack(tmp_path: Path, lacking: Callable[[str], NoReturn]) -> Iterator[Stack]:
-    if postgres_folder() is None:
+    if not has_postgres():
         lacking("PostgreSQL is not installed (Debian: postgresql)")
     found = Stack(tmp_path / "home")
     try:
