@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.erasing import erase_runs
-from flows.postgres import Postgres, own_database
-from flows.services import ARTIFACTS, PAGES
+from flows.postgres import Postgres
+from flows.services import ARTIFACTS, PAGES, own_database
 from likeness import digest
 from likeness.erasure import Area, Forgotten, Receipt, bury, receipt_of, remember, replace, tombstone_key
 from likeness.lineage import check_subject
@@ -97,10 +97,10 @@ def _scan(tools: Tools, store: Store, needles: Needles) -> dict[str, Area]:
     areas["elsewhere in the home"] = [path for path in files_below(home) if path not in seen
                                       and (inside is None or not path.is_relative_to(inside) or path.is_relative_to(inside / ".tmp"))]
     found = {"store": scan_store(store, needles, besides=[tombstone_key(needles.subject)])}
-    databases = {name: own_database(tools.settings, name) for name in ("mlflow", "prefect")}
+    databases = {"mlflow": own_database(tools.settings, "mlflow"), "prefect": own_database(tools.settings, "prefect")}
     if "mlflow database" not in areas and not tools.registry.remote:
         databases["mlflow"] = address
-    found |= {f"{name} database": scan_database(where, needles, whose=name) for name, where in databases.items() if where is not None}
+    found |= {f"{name} database": scan_database(where, needles, whose={"mlflow": "MLflow", "prefect": "Prefect"}[name]) for name, where in databases.items() if where is not None}
     if (bucket := _artifacts_bucket(tools)) is not None:
         found["mlflow artifacts"] = scan_store(bucket, needles)
     return found | {name: scan_files(paths, needles, root=home) for name, paths in areas.items()}

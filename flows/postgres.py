@@ -12,7 +12,6 @@ import pwd
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -85,7 +84,7 @@ class Postgres:
 
     def address(self, database: str) -> str:
         """SQLAlchemy's, with the password."""
-        return f"postgresql+psycopg://{USER}:{quote(self.password)}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql+psycopg://{USER}:{quote(self.password, safe='')}@127.0.0.1:{self.port}/{database}"
 
     @property
     def password(self) -> str:
@@ -176,18 +175,3 @@ def _as_account() -> tuple[str, ...]:
     if setpriv is None:
         raise RecipeError("PostgreSQL refuses to run as root: run `likeness up` as another user, or install setpriv (util-linux)")
     return (setpriv, f"--reuid={ACCOUNT}", f"--regid={ACCOUNT}", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--")
-
-
-def own_database(settings: Settings, name: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """SQLAlchemy's address of a server's own database, where `forget` may open it: what the server's own variable says, else that of `likeness up` of this home.
-
-    Args:
-        settings: of this home.
-        name: `prefect` or `mlflow`.
-        environment: read for PREFECT_API_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI.
-    """
-    said = environment.get({"prefect": "PREFECT_API_DATABASE_CONNECTION_URL", "mlflow": "MLFLOW_BACKEND_STORE_URI"}[name])
-    if said:
-        return said.replace("+asyncpg", "+psycopg").replace("+aiosqlite", "")
-    cluster = Postgres.of(settings)
-    return None if cluster is None else cluster.address(name)

@@ -107,7 +107,7 @@ def servers(settings: Settings) -> list[Wanted]:
                    elsewhere=None if api == own_address(settings) else _without_password(api),
                    environment=lambda: {} if cluster is None else cluster.environment("prefect")),
             Wanted("mlflow", (sys.executable, "-m", *mlflow), up.mlflow_port, up.mlflow_address, lambda _: _answers(f"{up.mlflow_address}/health"),
-                   elsewhere=None if tracking is None or tracking.get_secret_value().rstrip("/") == up.mlflow_address else _without_password(tracking.get_secret_value()),
+                   elsewhere=None if tracking is None or _is_own_mlflow(settings) else _without_password(tracking.get_secret_value()),
                    environment=lambda: on_bucket | ({} if cluster is None else cluster.environment("mlflow")))]
 
 
@@ -116,6 +116,29 @@ def artifacts(settings: Settings) -> str:
     if settings.up.bucket_address is not None and isinstance(settings.store, S3StoreSettings):
         return f"s3://{settings.store.bucket}/{ARTIFACTS}"
     return str(settings.home / "mlflow-artifacts")
+
+
+def own_database(settings: Settings, name: Literal["prefect", "mlflow"], environment: Mapping[str, str] = os.environ) -> str | None:
+    """SQLAlchemy's address of a server's own database, where we may open it: what the server's own variable says, else that of `likeness up` of this home.
+
+    Args:
+        settings: of this home.
+        name: of the server.
+        environment: read for PREFECT_API_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI.
+    """
+    if said := environment.get({"prefect": "PREFECT_API_DATABASE_CONNECTION_URL", "mlflow": "MLFLOW_BACKEND_STORE_URI"}[name]):
+        return said.replace("+asyncpg", "+psycopg").replace("+aiosqlite", "")
+    if (cluster := Postgres.of(settings)) is not None:
+        return cluster.address(name)
+    if name == "mlflow" and _is_own_mlflow(settings):
+        return f"sqlite:///{settings.home / 'mlflow.db'}"
+    return None
+
+
+def _is_own_mlflow(settings: Settings) -> bool:
+    """Whether workers register at the server that `up` starts."""
+    tracking = settings.registry.tracking_uri
+    return tracking is not None and tracking.get_secret_value().rstrip("/") == settings.up.mlflow_address
 
 
 def workers(settings: Settings) -> list[Wanted]:

@@ -130,3 +130,16 @@ def test_without_postgres_the_error_says_what_to_install(stack: Settings, monkey
 def test_settings_of_half_a_stack_are_refused_with_the_other_half(change: dict[str, str], said: str, own_home: Path) -> None:
     with pytest.raises(BadSettings, match=said):
         load_settings(overrides={"home": str(own_home), **STACK, **change})
+
+
+def test_forget_opens_the_databases_that_the_servers_name_or_that_up_made(settings: Settings, stack: Settings) -> None:
+    assert services.own_database(settings, "mlflow", {}) is None
+    said = {"PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://ops@db/prefect", "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg://ops@db/mlflow"}
+    assert services.own_database(settings, "prefect", said) == "postgresql+psycopg://ops@db/prefect"
+    assert services.own_database(settings, "mlflow", said) == "postgresql+psycopg://ops@db/mlflow"
+    behind = load_settings(overrides={"home": str(settings.home), "up.mlflow_port": 25_000, "registry.tracking_uri": "http://127.0.0.1:25000/"})
+    assert services.own_database(behind, "mlflow", {}) == f"sqlite:///{settings.home}/mlflow.db"          # the server of `up` on the file of this home
+    assert services.own_database(behind, "prefect", {}) is None                                            # its file is erased in any case
+    (stack.home / "postgres").mkdir(parents=True)
+    (stack.home / "postgres" / "password").write_text("a/b")
+    assert services.own_database(stack, "prefect", {}) == "postgresql+psycopg://likeness:a%2Fb@127.0.0.1:25432/prefect"
