@@ -45,7 +45,7 @@ demo: setup      ## personalise the shipped demo subject, ending with a verdict 
 	@"$(BIN)/likeness" demo
 
 test: lint       ## lint, then every quick test; the same in CI
-	@"$(BIN)/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@"$(BIN)/python" -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 slow: setup      ## the tests that take minutes
 	@"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)

@@ -77,6 +77,14 @@ socket.socket.connect = _guarded(socket.socket.connect)            # type: ignor
 socket.socket.connect_ex = _guarded(socket.socket.connect_ex)      # type: ignore[method-assign]
 
 
+def pytest_configure() -> None:
+    from hypothesis import HealthCheck, settings
+
+    # on a machine that does other things too, slow is not broken
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(SESSION_HOME, ignore_errors=True)                # a server that is still closing may write into it
 
