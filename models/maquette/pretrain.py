@@ -84,6 +84,7 @@ def main() -> None:
             p.error(f"--set {item}: no number of that name; there are {', '.join(k for k, v in known.items() if not isinstance(v, tuple))}")
         known[key] = type(known[key])(value)
     plan = Plan(**known)
+    torch.set_flush_denormal(True)           # of this whole process, which is why nobody below does it
     place = Place.here(a.work, a.minutes, a.init)
     a.work.mkdir(parents=True, exist_ok=True)
     for stage in ["prepare", "vae", "clip", "unet", "decoder", "tower", "export"] if a.stage == ["all"] else a.stage:

@@ -80,7 +80,6 @@ class Place:
 
     @staticmethod
     def here(work: Path, minutes: float | None, init: Path | None = None) -> Place:
-        torch.set_flush_denormal(True)
         if torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = True
             return Place(work, torch.device("cuda"), lambda: torch.autocast("cuda", torch.bfloat16), True, minutes, init)
