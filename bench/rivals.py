@@ -77,7 +77,7 @@ class Rival:
 
 
 RIVALS: Mapping[str, Rival] = {
-    "lora": Rival("train_dreambooth_lora.py", 3e-3, (1e-4, 1e-3, 3e-3), True, checkpoint_every=50),
+    "lora": Rival("train_dreambooth_lora.py", 3e-3, (1e-4, 1e-3, 3e-3, 1e-2), True, checkpoint_every=50),
     "dreambooth": Rival("train_dreambooth.py", 3e-4, (1e-4, 3e-4, 1e-3), True),
     "textual_inversion": Rival("textual_inversion.py", 5e-3, (1e-3, 5e-3, 2e-2), False),
 }
