@@ -82,6 +82,21 @@ def made(tools: Any, call: Any, output: type) -> Any:
     return r.Release(subject=subject, model=f"likeness.{subject}", version=1, adapter=inputs["train"].digest, verdict=judged.verdict.digest)
 
 
+def small_tools(settings: Settings) -> Any:
+    """The product's Tools, whose stages are claimed and published and make `made`; embedding the real bank takes minutes and is no part of a night."""
+    from tasks.runtime import Tools
+
+    class Small(Tools):
+        def once(self, call: Any, make: Any, output: Any) -> Any:
+            def small(claim: Claim) -> Any:
+                return made(self, call, output)
+            return super().once(call, small, output)
+
+    tools = Small(settings)
+    tools.__dict__["bank"] = SimpleNamespace(digest="b" * 64)
+    return tools
+
+
 class Promised:
     """Pools that carry a batch out when it is asked about, by the real worker flows, and say that it took as long as nothing."""
 
@@ -135,15 +150,9 @@ def night(settings: Settings, count: int) -> dict[str, float]:
     from likeness.records import Consent, Enrolment, Subject
     from tasks import runtime
 
-    class Small(runtime.Tools):
-        def once(self, call: Any, make: Any, output: Any) -> Any:
-            def small(claim: Claim) -> Any:
-                return made(self, call, output)
-            return super().once(call, small, output)
-
     home = Path(tempfile.mkdtemp(prefix="bench-night-", dir=settings.home))
-    tools = Small(settings.model_copy(update={"home": home}))
-    tools.__dict__.update({name: getattr(WARM, name) for name in ("faces", "slots_digest", "bank", "base_ref")})
+    tools = small_tools(settings.model_copy(update={"home": home}))
+    tools.__dict__.update({name: getattr(WARM, name) for name in ("faces", "slots_digest", "base_ref")})
     runtime.configure(tools)
     (home / "photos").mkdir()
     for n in range(PHOTOS):
@@ -183,7 +192,6 @@ def main() -> None:
 
         WARM = Tools(settings)
         assert WARM.faces and WARM.slots_digest and WARM.base_ref               # loaded before the clock runs
-        WARM.__dict__["bank"] = SimpleNamespace(digest="b" * 64)                # embedding the real one takes minutes and is no part of a night
         rows: list[dict[str, float]] = []
         with _without_prefect():
             night(settings, 2)                                                     # imports

@@ -6,33 +6,20 @@ Everything else is the product: each flow here is the product's own function und
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from prefect import flow
 
-from bench.night import made
+from bench.night import small_tools
 from flows.nightly import nightly as real_nightly
 from flows.preparing import preparing as real_preparing
 from flows.training import training as real_training
-from likeness.once import Claim
 from likeness.settings import load_settings
 from tasks import runtime
 
 
-class Small(runtime.Tools):
-    """Tools whose stages are claimed and published, and make `made`."""
-
-    def once(self, call: Any, make: Any, output: Any) -> Any:
-        def small(claim: Claim) -> Any:
-            return made(self, call, output)
-        return super().once(call, small, output)
-
-
 def _begin() -> None:
-    tools = Small(load_settings())
-    tools.__dict__["bank"] = SimpleNamespace(digest="b" * 64)
-    runtime.configure(tools)
+    runtime.configure(small_tools(load_settings()))
 
 
 @flow(name="nightly", persist_result=False, validate_parameters=False)

@@ -74,7 +74,7 @@ class Postgres:
                     os.chown(path, account.pw_uid, account.pw_gid)
             made = subprocess.run(words, capture_output=True, text=True, cwd=self.folder, check=False)
         if made.returncode != 0:
-            raise ResourceError(f"PostgreSQL could not make its cluster in postgres/ below the home: {made.stderr.strip().splitlines()[-1:] or 'no reason given'}")
+            raise ResourceError(f"PostgreSQL could not make its cluster in postgres/ below the home: {(made.stderr.strip().splitlines() or ['no reason given'])[-1]}")
 
     def environment(self, database: str) -> dict[str, str]:
         """Of a server that keeps its tables here: the password stands in no command."""

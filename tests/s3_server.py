@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
+from xml.sax.saxutils import escape
 
 import boto3
 from botocore.config import Config
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-from flows.bucket import Bucket, Quiet, error
+from flows.bucket import Bucket, Quiet
 from likeness.settings import S3StoreSettings
 
 Answer = Callable[[Request, Callable[[], Response]], Response | None]
@@ -79,6 +80,12 @@ class S3Server:
             raise ConnectionAbortedError("as ordered")
         chunks = answer(environ, start_response)
         return _then_cut(chunks, environ["werkzeug.socket"]) if isinstance(answer, _AsItIs) else chunks
+
+
+def error(status: int, code: str) -> Response:
+    """What S3 answers with `code`, with secrets that no message of ours may repeat; without a code, what a proxy answers."""
+    text = f"<Error><Code>{escape(code)}</Code><Message>key AKIASECRET at https://host/?X-Amz-Signature=5ec2e7</Message></Error>" if code else ""
+    return Response(text, status, content_type="application/xml")
 
 
 def refuse(status: int, code: str) -> Answer:

@@ -181,7 +181,7 @@ def test_a_night_in_which_workers_and_servers_die_ends_with_one_release_for_each
     assert (left["runs"], left["claims"]) == ([], [])
 
     # dan is forgotten while everything runs
-    digests = [d for link in stack.likeness("lineage", "dan")[1]["chain"] for d in (link["digest"],)]
+    digests = [link["digest"] for link in stack.likeness("lineage", "dan")[1]["chain"]]
     planted = (f"{CANARY}-consent", f"{CANARY}-caption", "subjects/dan/", "uploads/dan/", "likeness.dan", *digests)
     assert {trace.partition("/")[0] for trace in stack.traces(*planted)} >= {"subjects", "uploads", "mlflow-artifacts", "bucket", "postgres"}      # the test can fail
     code, receipt = stack.likeness("forget", "dan", "--yes", "--canary", f"{CANARY}-caption", "--canary", f"{CANARY}-consent")
