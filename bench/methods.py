@@ -145,6 +145,7 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "no factors in convolutions": ("auc", {"targets": ["attention"]}),
     "no class pictures": ("editability", {"objective": {"prior_weight": 0.0}}),
     "no empty captions": ("editability", {"objective": {"caption_dropout": 0.0}}),
+    "neither class pictures nor empty captions": ("editability", {"objective": {"prior_weight": 0.0, "caption_dropout": 0.0}}),
 }
 
 
