@@ -106,20 +106,26 @@ def sample(subject: Annotated[str, typer.Argument(help="A subject with a Release
                                                  "taken as it is, and {who} is the embedding's word.")],
            embedding: Annotated[Path | None, typer.Option(help="An embedding (.safetensors) that belongs to the LoRA file.", dir_okay=False)] = None,
            count: Annotated[int, typer.Option(min=1, max=64, help="How many pictures.")] = 4, seed: Annotated[int, typer.Option(min=0)] = 0,
-           out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(), as_json: Json = False, config: Config = None) -> None:
-    """Draw a subject with their registered model, or what a file of another program holds."""
+           out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(),
+           unsafe: Annotated[bool, typer.Option("--allow-unsafe", help="Write every picture. Else one that is judged unsafe (nudity above all), or cannot be judged, is not "
+                                                "written, and said.")] = False, as_json: Json = False, config: Config = None) -> None:
+    """Draw a subject with their registered model, or what a file of another program holds. Exits with 2 if no picture could be written."""
     from flows.samples import draw, draw_file, is_file
 
     if embedding is not None and not is_file(subject):
         raise RecipeError(f"--embedding belongs to a LoRA file, {subject!r} is a subject: name the file in its place, or leave --embedding out")
     with watching(load_settings(config)) as tools:
-        files = draw_file(tools, Path(subject), prompt, embedding=embedding, count=count, seed=seed, out=out) if is_file(subject) else \
-            draw(tools, subject, prompt, count=count, seed=seed, out=out)
+        drawn = draw_file(tools, Path(subject), prompt, embedding=embedding, count=count, seed=seed, out=out, unsafe=unsafe) if is_file(subject) else \
+            draw(tools, subject, prompt, count=count, seed=seed, out=out, unsafe=unsafe)
     if as_json:
-        print_json({"subject": subject, "files": [str(f) for f in files]})
+        print_json({"subject": subject, "files": [str(f) for f in drawn.files], "withheld": [{"seed": s, "why": why} for s, why in drawn.withheld]})
     else:
-        for file in files:
+        for file in drawn.files:
             typer.echo(file)
+        for number, why in drawn.withheld:
+            typer.echo(f"the picture of seed {number} was not written: {why}. Choose another --seed, or write it with --allow-unsafe", err=True)
+    if not drawn.files:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from flows.released import newest_release
 from likeness.errors import RecipeError
+from likeness.gate import is_showable
 from models.diffusion.imports import carrying, read_foreign
 from models.diffusion.methods import adapted
 from models.diffusion.sampler import sample
+from models.quality.unsafe import find_unsafe
 from tasks.runtime import Tools
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -21,8 +24,16 @@ def is_file(subject: str) -> bool:
     return subject.endswith(ENDINGS)
 
 
-def draw(tools: Tools, subject: str, prompt: str, *, count: int, seed: int, out: Path) -> list[Path]:
-    """Write `count` pictures of `subject` into `out` and return their paths.
+@dataclass(frozen=True)
+class Drawn:
+    """The files that were written, and of what was not: (seed, why)."""
+
+    files: list[Path]
+    withheld: list[tuple[int, str]]
+
+
+def draw(tools: Tools, subject: str, prompt: str, *, count: int, seed: int, out: Path, unsafe: bool = False) -> Drawn:
+    """Write `count` pictures of `subject` into `out`; unsafe ones, and those that could not be judged for that, only with `unsafe`.
 
     Raises:
         InputError, RecipeError, IntegrityError: see `newest_release`; `out` cannot be made.
@@ -31,11 +42,11 @@ def draw(tools: Tools, subject: str, prompt: str, *, count: int, seed: int, out:
     words = prompt.replace("{who}", found.who).replace(subject, found.who)
     words = words if found.who in words else f"a photo of {found.who}, {words}"
     with adapted(tools.base, found.tensors, found.recipe):
-        return _draw(tools, words, subject, count=count, seed=seed, out=out)
+        return _draw(tools, words, subject, count=count, seed=seed, out=out, unsafe=unsafe)
 
 
-def draw_file(tools: Tools, file: Path, prompt: str, *, embedding: Path | None, count: int, seed: int, out: Path) -> list[Path]:
-    """Write `count` pictures of what a LoRA file or an embedding holds, under the prompt as it is written; `{who}` is the embedding's word.
+def draw_file(tools: Tools, file: Path, prompt: str, *, embedding: Path | None, count: int, seed: int, out: Path, unsafe: bool = False) -> Drawn:
+    """Write `count` pictures of what a LoRA file or an embedding holds, under the prompt as it is written; `{who}` is the embedding's word. As `draw` otherwise.
 
     Nothing is registered: nobody knows what the file was trained from.
 
@@ -46,15 +57,21 @@ def draw_file(tools: Tools, file: Path, prompt: str, *, embedding: Path | None, 
     if "{who}" in prompt and not any(f.vectors for f in held):
         raise RecipeError(f"{file.name!r} is a LoRA file and says no word for what it holds: write the word that it was trained with in the place of {{who}}")
     with carrying(tools.base, *held):
-        return _draw(tools, prompt.replace("{who}", tools.base_trigger), file.stem, count=count, seed=seed, out=out)
+        return _draw(tools, prompt.replace("{who}", tools.base_trigger), file.stem, count=count, seed=seed, out=out, unsafe=unsafe)
 
 
-def _draw(tools: Tools, words: str, name: str, *, count: int, seed: int, out: Path) -> list[Path]:
-    sampling = tools.settings.sampling
-    images = sample(tools.base, [words] * count, [seed + i for i in range(count)], steps=sampling.steps, guidance=sampling.guidance, batch=sampling.batch,
+def _draw(tools: Tools, words: str, name: str, *, count: int, seed: int, out: Path, unsafe: bool) -> Drawn:
+    sampling, seeds = tools.settings.sampling, [seed + i for i in range(count)]
+    images = sample(tools.base, [words] * count, seeds, steps=sampling.steps, guidance=sampling.guidance, batch=sampling.batch,
                     progress=lambda done, total: tools.watch("sample", done, total, ""))
     out.mkdir(parents=True, exist_ok=True)
-    files = [out / f"{name}-{seed + i:04d}.png" for i in range(count)]
-    for file, image in zip(files, images, strict=True):
+    drawn = Drawn([], [])
+    for number, image in zip(seeds, images, strict=True):
+        found = () if unsafe else find_unsafe(image, tools.unsafe)
+        if not is_showable(found):
+            drawn.withheld.append((number, "unsafe" if found[0].code == "unsafe" else "could not be judged"))
+            continue
+        file = out / f"{name}-{number:04d}.png"
         Image.fromarray(image).save(file)
-    return files
+        drawn.files.append(file)
+    return drawn

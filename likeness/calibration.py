@@ -117,11 +117,12 @@ class Conditions(Record):
     drawn: Digest             # battery and sampling
     slots: Digest             # the network that reads pictures
     usual: Digest             # where findings begin
+    unsafe: str               # the network that says what is unsafe
     epoch: int                # of the stage `judge`
 
 
 WORDS = {"thresholds": "other thresholds", "recogniser": "another recogniser", "second": "another second recogniser", "bank": "another bank of impostors", "base": "another base",
-         "revision": "another revision of the base", "drawn": "another battery or other sampling", "slots": "another reader of slots", "usual": "other limits of findings",
+         "revision": "another revision of the base", "drawn": "another battery or other sampling", "slots": "another reader of slots", "usual": "other limits of findings", "unsafe": "another network for unsafe content",
          "epoch": "an earlier version of the gate's code"}
 
 

@@ -18,7 +18,7 @@ from statistics import median
 from pydantic import Field
 
 from likeness.digest import Digest
-from likeness.records import BaseScores, FindingCode, Measurements, Reason, Record, SampleScore, Verdict
+from likeness.records import BaseScores, Finding, FindingCode, Measurements, Reason, Record, SampleScore, Verdict
 
 STYLISED = "style"             # category of prompts whose samples need not be recognisable
 VARIED = 4                     # samples that must differ from each other: what an owner gets who asks for a few
@@ -159,6 +159,11 @@ def chances(probabilities: Sequence[float]) -> list[float]:
 def is_defective(score: SampleScore) -> bool:
     """Whether one sample has a finding of a type that is gated."""
     return any(finding.code in GATED for finding in score.findings)
+
+
+def is_showable(findings: Sequence[Finding]) -> bool:
+    """Whether a picture may be shown to whoever opens a page: it was looked at, and nothing unsafe was found. What could not be looked at may not."""
+    return not any(finding.code == "unsafe" or finding.of == "unsafe" for finding in findings)
 
 
 def judge(measured: Measurements, policy: GatePolicy) -> Verdict:

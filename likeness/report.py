@@ -212,7 +212,7 @@ def _by_prompt(view: ReportView) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for item in view.samples:
         groups.setdefault((item.sample.category, item.sample.prompt), []).append(
-            {"view": item, "notes": _notes(item.score, view), "passes": _passes(item.score, view), "marks": _marks(item),
+            {"view": item, "notes": [*_notes(item.score, view), *_covered(item.score)], "passes": _passes(item.score, view), "marks": _marks(item),
              "delivered": view.verdict is not None and item.sample.image.sha256 in view.verdict.delivered})
     asked = view.policy is not None and view.policy.max_drift_share < 1            # else it is shown, and counts against nobody
     blame = "must not be this person" if asked else "is this person"
@@ -220,7 +220,7 @@ def _by_prompt(view: ReportView) -> list[dict[str, Any]]:
         judged = item.score is not None and view.measured is not None and view.policy is not None
         drifted = gate.is_drifted(item.score, view.measured, view.policy) if judged else None        # type: ignore[arg-type]
         groups.setdefault(("nobody in particular", item.sample.prompt), []).append(
-            {"view": item, "notes": [*_notes(item.score, view)[:2], *([blame] if drifted else [])], "passes": None if drifted is None or not asked else not drifted,
+            {"view": item, "notes": [*_notes(item.score, view)[:2], *([blame] if drifted else []), *_covered(item.score)], "passes": None if drifted is None or not asked else not drifted,
              "marks": [], "delivered": False})
     return [{"category": category, "prompt": prompt, "samples": samples} for (category, prompt), samples in groups.items()]
 
@@ -245,6 +245,11 @@ def _notes(score: SampleScore | None, view: ReportView) -> list[str]:
     if view.policy is not None and gate.is_copy(score, view.policy):
         notes.append("nearness to training photos not measured" if score.nearest_training is None else "repeats a training photo")
     return notes + [_said(finding) for finding in score.findings]
+
+
+def _covered(score: SampleScore | None) -> list[str]:
+    """What is said of a picture that pages do not show."""
+    return [] if score is None or gate.is_showable(score.findings) else ["not shown here"]
 
 
 def _said(finding: Finding) -> str:

@@ -23,7 +23,7 @@ def conditions_of(tools: Tools) -> Conditions:
     settings, faces = tools.settings, tools.faces
     return Conditions(thresholds=settings.gate.thresholds, recogniser=faces.recogniser_name, second=None if faces.second is None else faces.second.recogniser_name, bank=tools.bank.digest,
                       base=tools.base_ref.name, revision=tools.base_ref.revision, drawn=prospects.drawn_by(settings), slots=tools.slots_digest, usual=findings.table_digest(),
-                      epoch=STAGES["judge"])
+                      unsafe=tools.unsafe.name, epoch=STAGES["judge"])
 
 
 def known_of(tools: Tools) -> tuple[Calibrations | None, str]:

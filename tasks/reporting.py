@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from likeness import gate
 from likeness.errors import InputError
 from likeness.ladder import Attempt
 from likeness.lineage import walk
@@ -27,6 +28,7 @@ from tasks.judging import Judgement
 from tasks.runtime import Tools, runtime
 
 THUMBNAIL_PX = 160
+COVERED = 4                      # squares along each side of what may not be seen
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,16 @@ def _sample_views(tools: Tools, samples: Sequence[Sample], scores: Sequence[Samp
     by_image = {s.image: s for s in scores}
     views = []
     for sample in samples:
-        pixels = pictures.get(tools.store, sample.image)
-        views.append(SampleView(sample, webp(pixels), score=by_image.get(sample.image.sha256), size_px=(pixels.shape[1], pixels.shape[0])))
+        pixels, score = pictures.get(tools.store, sample.image), by_image.get(sample.image.sha256)
+        views.append(SampleView(sample, webp(shown(pixels, score)), score=score, size_px=(pixels.shape[1], pixels.shape[0])))
     return views
+
+
+def shown(pixels: NDArray[np.uint8], score: SampleScore | None) -> NDArray[np.uint8]:
+    """A sample (H, W, 3) as pages show it: only its colours where it was judged unsafe, or could not be judged for that."""
+    if score is None or gate.is_showable(score.findings):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((COVERED, COVERED), Image.Resampling.BOX).resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.NEAREST))
 
 
 def _furthest(refs: dict[str, StageRef]) -> StageRef:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import save
 
@@ -29,19 +33,63 @@ def test_an_embedding_beside_a_subject_is_refused() -> None:
         cli.sample("ada", "on a beach", embedding=Path("word.safetensors"))
 
 
-def test_a_file_is_drawn_under_the_prompt_as_it_is_and_nothing_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Says:
+    """A network that says what it is told to of every picture."""
+
+    name, licence = "says", "none"
+
+    def __init__(self, *answers: float) -> None:
+        self.answers = list(answers)
+
+    def unsafe(self, picture: object) -> float:
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tools, Path]:
+    """Tools on a tiny base, and a LoRA file for it."""
     monkeypatch.setitem(bases.CATALOGUE, "tiny", tiny.entry("sd15"))  # type: ignore[arg-type]
-    folder = tiny.build(tmp_path, "sd15", prediction="epsilon")
     settings = load_settings(overrides={"home": str(tmp_path / "home")})
-    tools = Tools(settings.model_copy(update={"base": "tiny", "base_folder": folder, "sampling": Sampling(steps=2)}))
-    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
-    lora, word = tmp_path / "lora.safetensors", tmp_path / "word.safetensors"
+    tools = Tools(settings.model_copy(update={"base": "tiny", "base_folder": tiny.build(tmp_path, "sd15", prediction="epsilon"), "sampling": Sampling(steps=2)}))
+    layer, lora = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_v", tmp_path / "lora.safetensors"
     lora.write_bytes(save({f"{layer}.lora_A.weight": torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), f"{layer}.lora_B.weight": torch.ones(32, 2)}))
+    return tools, lora
+
+
+def test_unsafe_pictures_are_not_written_unless_that_is_asked_for(drawing: tuple[Tools, Path], tmp_path: Path) -> None:
+    tools, lora = drawing
+    vars(tools)["unsafe"] = Says(0.1, 0.9, math.nan)
+    drawn = draw_file(tools, lora, "a man", embedding=None, count=3, seed=4, out=tmp_path / "out")
+    assert [f.name for f in drawn.files] == ["lora-0004.png"] == [f.name for f in (tmp_path / "out").iterdir()]
+    assert drawn.withheld == [(5, "unsafe"), (6, "could not be judged")]
+    vars(tools)["unsafe"] = Says()                                    # whoever wants everything does not need it
+    drawn = draw_file(tools, lora, "a man", embedding=None, count=3, seed=4, out=tmp_path / "out", unsafe=True)
+    assert ([f.name for f in drawn.files], drawn.withheld) == ([f"lora-000{n}.png" for n in (4, 5, 6)], [])
+
+
+def test_where_nothing_could_be_written_the_command_says_why_and_fails(drawing: tuple[Tools, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    tools, lora = drawing
+    vars(tools)["unsafe"] = Says(0.9, 0.9)
+    monkeypatch.setattr(cli, "watching", lambda settings: nullcontext(tools))
+    for as_json in (False, True):
+        with pytest.raises(typer.Exit) as ended:
+            cli.sample(str(lora), "a man", count=1, seed=7, out=tmp_path / "out", as_json=as_json)
+        assert ended.value.exit_code == 2
+        said = capsys.readouterr()
+        if as_json:
+            assert json.loads(said.out) == {"subject": str(lora), "files": [], "withheld": [{"seed": 7, "why": "unsafe"}]}
+        else:
+            assert "the picture of seed 7 was not written: unsafe. Choose another --seed, or write it with --allow-unsafe" in said.err
+
+
+def test_a_file_is_drawn_under_the_prompt_as_it_is_and_nothing_is_registered(drawing: tuple[Tools, Path], tmp_path: Path) -> None:
+    (tools, lora), word = drawing, tmp_path / "word.safetensors"
     word.write_bytes(save({"<ada>": torch.randn(2, 24, generator=torch.Generator().manual_seed(0))}))
     out = tmp_path / "out"
 
     def draw(file: Path, prompt: str, embedding: Path | None = None) -> np.ndarray:
-        [picture] = draw_file(tools, file, prompt, embedding=embedding, count=1, seed=3, out=out)
+        [picture] = draw_file(tools, file, prompt, embedding=embedding, count=1, seed=3, out=out).files
         assert picture == out / f"{file.stem}-0003.png"
         return np.asarray(Image.open(picture))
 

@@ -14,7 +14,7 @@ from likeness.gate import GATED, GatePolicy, chances
 from likeness.settings import load_settings
 from likeness.stages import STAGES
 
-CONDITIONS = Conditions(thresholds=GatePolicy().thresholds, recogniser="dlib", second=None, bank="b", base="maquette", revision="1", drawn="0" * 64, slots="0" * 64, usual="0" * 64, epoch=5)
+CONDITIONS = Conditions(thresholds=GatePolicy().thresholds, recogniser="dlib", second=None, bank="b", base="maquette", revision="1", drawn="0" * 64, slots="0" * 64, usual="0" * 64, unsafe="n", epoch=5)
 
 
 def measured(date: str = "2026-01-01", **conditions: object) -> Calibrations:

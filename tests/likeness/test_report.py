@@ -148,7 +148,7 @@ def test_it_parses_and_refers_to_nothing_outside(words: str) -> None:
 
 def calibrations(**row: object) -> Calibrations:
     whole = {"threshold": "min_identity_share", "value": 0.4, "data": "sets of 14", "false_accept": Rate.of([(1, 50)] * 20), "false_refusal": Rate.of([(1, 40), (0, 40)])} | row
-    return Calibrations(conditions=Conditions(thresholds="0" * 64, recogniser="dlib", second=None, bank="b", base="maquette", revision="1", drawn="0" * 64, slots="0" * 64, usual="0" * 64, epoch=5),
+    return Calibrations(conditions=Conditions(thresholds="0" * 64, recogniser="dlib", second=None, bank="b", base="maquette", revision="1", drawn="0" * 64, slots="0" * 64, usual="0" * 64, unsafe="n", epoch=5),
                         date="2026-01-02", command="c", people=24, pictures=300, source="0" * 64, left_out=0,
                         rows=(Calibration.model_validate(whole), Calibration(threshold="max_drift_share", value=1.0, data="", unmeasured="a share of 1 asks nothing")))
 
@@ -334,6 +334,17 @@ def test_findings_are_drawn_where_they_are_and_say_whether_they_count() -> None:
     for expected in ("blur -1.4, below -1.06", "plastic skin 0.1, below 0.35 (reported only)", "colour cast 50, above 40 (reported only)", "unmeasured: grid", "Samples with a defect"):
         assert expected in reader.text, expected
     assert reader.text.count("\u2717 fails") == read(render_report(view)).text.count("\u2717 fails") + 1
+
+
+def test_of_a_picture_that_is_covered_the_page_says_so_and_of_no_other() -> None:
+    view, unsafe = whole_view(), Finding(code="unsafe", score=0.9, threshold=0.5, box_px=(0.0, 0.0, 96.0, 96.0))
+    first = view.samples[0]
+    assert first.score is not None
+    spoilt = SampleView(first.sample, first.image, first.score.model_copy(update={"findings": (unsafe,)}), size_px=first.size_px)
+    text = read(render_report(ReportView(**(vars(view) | {"samples": (spoilt, *view.samples[1:]), "bare": (spoilt,)})))).text
+    assert text.count("not shown here") == 2
+    assert "unsafe 0.9, above 0.5" in text
+    assert "not shown here" not in read(render_report(view)).text
 
 
 def test_attempts_stand_side_by_side_only_where_there_are_several() -> None:
