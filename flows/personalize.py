@@ -28,6 +28,7 @@ from tasks.registering import register_release
 from tasks.reporting import write_report
 from tasks.runtime import NotMade, Outcome, Tools, only_looking, runtime
 from tasks.sampling import sample_battery
+from tasks.showing import show_attempts
 from tasks.training import train
 
 FIRST = "the recipe of the settings"
@@ -149,6 +150,8 @@ def _personalized(tools: Tools, run: Run) -> dict[str, Any]:
         html = write_report(subject, run.refs, recipe, run.seconds, None, attempts=attempts, chosen=chosen).html
         seconds = run.own_seconds(chosen + 1)
         release = tools.open(run.took(register_release(subject, dict(run.refs), recipe, html, seconds)), subject, Release)
+    if release is None or len(attempts) > 1:
+        show_attempts(subject, attempts, made, release)
     return _finish(tools, run, verdict, recipe, release, ladder)
 
 

@@ -107,25 +107,37 @@ class Registry:
             SubjectForgotten: if `check` says so, before or after an effect; what was written here is erased again.
         """
         dossier.check()
-        with self.talking("registering the release"):
-            projection = _Projection(self, dossier, check)
+        written: list[str] = []
+        with self.writing(dossier.subject.id, "registering the release", check, written):
+            return _Projection(self, dossier, check, written).converge()
+
+    @contextmanager
+    def writing(self, subject: str, doing: str, check: Callable[[], None], written: Sequence[str] = ()) -> Iterator[None]:
+        """Around whatever makes MLflow show something of a subject: `talking`, and if they were forgotten meanwhile, what was written is erased again.
+
+        Args:
+            subject: id of the Subject.
+            doing: for errors: "registering the release".
+            check: raises SubjectForgotten; asked once more at the end.
+            written: addresses of artifacts, as they are written.
+        """
+        with self.talking(doing):
             try:
                 with _GLOBAL_URI:
-                    release = projection.converge()
+                    yield
                 check()
             except Exception:
                 # Stopped between a check and its effect, woken after the subject was forgotten: MLflow's own errors ("no such run") say that too
                 try:
                     check()
                 except SubjectForgotten:
-                    for uri in projection.written:
+                    for uri in written:
                         _delete_artifacts(uri)
-                    self.erase(dossier.subject.id)
+                    self.erase(subject)
                     raise
                 except LikenessError as e:
                     log.debug("registry: the first error is the one to raise, not %s", e.code)
                 raise
-        return release
 
     def experiment(self, name: str, *, folder: str, tags: dict[str, str], check: Callable[[], None] = lambda: None) -> str:
         """Id of an experiment, made if there is none, restored if it was deleted. Within `talking`.
@@ -248,11 +260,11 @@ class Registry:
 class _Projection:
     """One call of `register`: find or make each thing, in an order in which a version exists only once all it points to is complete."""
 
-    def __init__(self, registry: Registry, dossier: Dossier, check: Callable[[], None]) -> None:
+    def __init__(self, registry: Registry, dossier: Dossier, check: Callable[[], None], written: list[str]) -> None:
         self.registry, self.dossier, self.check = registry, dossier, check
         self.client = registry.client
         self.tags = describe(dossier)
-        self.written: list[str] = []               # artifact addresses that were written to
+        self.written = written                     # addresses of artifacts, as they are written
         self.mine = f"tags.`likeness.register_key` = '{dossier.register_key}' and tags.`likeness.adapter` = '{dossier.adapter.digest}'"
 
     def converge(self) -> Release:

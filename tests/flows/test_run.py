@@ -275,6 +275,16 @@ def test_a_refusal_is_followed_by_the_next_recipe_and_the_second_command_makes_n
     assert code == 3, err
     assert again["executed"] == []
     assert {k: again[k] for k in ("attempts", "next", "digests", "scores")} == {k: result[k] for k in ("attempts", "next", "digests", "scores")}
+    assert in_mlflow(home) == {"1": "retry", "2": "retry"}
+
+
+def in_mlflow(home: Path) -> dict[str, str]:
+    """Verdict of every run that MLflow nests below another, by number of the attempt."""
+    with sqlite3.connect(home / "mlflow.db") as db:
+        found = db.execute("select a.value, v.value from tags p join tags a on a.run_uuid = p.run_uuid and a.key = 'likeness.attempt' "
+                           "join tags v on v.run_uuid = p.run_uuid and v.key = 'likeness.verdict_kind' where p.key = 'mlflow.parentRunId'").fetchall()
+    assert len(found) == len(dict(found)), found
+    return dict(found)
 
 
 def test_killed_between_two_attempts_it_ends_the_same(undisturbed: tuple[Path, Any], refused_twice: tuple[Path, Any], tmp_path: Path) -> None:
@@ -300,6 +310,7 @@ def test_an_accepted_second_attempt_is_registered_with_its_own_recipe_and_lineag
     code, result, err = finish(twice(home, written + spoilt + "\n[gate]\nmin_identity_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n" + UNCOMPARED))
     assert code == 0, err
     assert [a["verdict"] for a in result["attempts"]] == ["retry", "accepted"]
+    assert in_mlflow(home) == {"1": "retry", "2": "accepted"}
     assert [r["code"] for r in result["attempts"][0]["reasons"]] == ["faces"]
     assert "entry 1 of `ladder`" in result["attempts"][1]["why"]
     assert result["executed"] == ["train", "sample", "judge", "judge-2", "register"]              # the ladder's recipe is that of `undisturbed`

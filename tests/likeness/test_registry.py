@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from likeness.attempt_registry import KEY, Attempts, show_attempts
 from likeness.dossier import describe, flatten
-from likeness.errors import BadSettings, IntegrityError, RecipeError, ServerUnreachable
+from likeness.errors import BadSettings, IntegrityError, RecipeError, ServerUnreachable, SubjectForgotten
+from likeness.ladder import Attempt
 from likeness.night import Night
 from likeness.night_registry import show_night
 from likeness.recipe import Lora
-from likeness.records import Curve, CurvePoint
+from likeness.records import Curve, CurvePoint, Reason, Release, Verdict
 from likeness.registry import ALIAS, Registry
 from likeness.store import LocalStore, MemoryStore
 from likeness.version import code_version
@@ -286,6 +289,90 @@ def test_importing_the_registry_imports_neither_mlflow_nor_torch(root: Path) -> 
     code = "import json, sys, likeness.registry; print(json.dumps([m for m in ('mlflow', 'torch', 'prefect') if m in sys.modules]))"
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert json.loads(said) == []
+
+
+# -- the ladder: every attempt a run of its own, nested
+
+def tried(world: World, *, release: Release | None = None) -> Attempts:
+    """Two refused attempts, and the accepted one if there is a release."""
+    refused = [Attempt(Lora(steps=200 * n), Verdict(kind="retry", reasons=(Reason(code="identity", message=f"{n} in ten"),), scores={"identity_share": 0.1 * n, "spread": None},
+                                                    measured="f" * 64, policy="d" * 64), why=f"because {n}") for n in (1, 2)]
+    accepted = [Attempt(world.recipe, world.verdict, why="more rank")] if release else []
+    return Attempts(world.subject, BASE, world.training_set.digest, [*refused, *accepted], ["1" * 64, "2" * 64, *([world.adapter.digest] if release else [])], release)
+
+
+def nested(registry: Registry) -> dict[str, dict[str, str]]:
+    """Tags of every run by run id."""
+    experiment = registry.client.get_experiment_by_name("likeness/maquette")
+    assert experiment is not None
+    return {run.info.run_id: dict(run.data.tags) for run in registry.client.search_runs([experiment.experiment_id])}
+
+
+def test_refused_attempts_are_nested_runs_with_recipe_scores_and_why(registry: Registry, world: World) -> None:
+    above = show_attempts(registry, tried(world))
+    runs = nested(registry)
+    assert len(runs) == 3
+    below = {tags["likeness.attempt"]: run for run, tags in runs.items() if tags.get("mlflow.parentRunId") == above}
+    assert sorted(below) == ["1", "2"]
+    assert "mlflow.parentRunId" not in runs[above]
+    assert (runs[above]["likeness.verdict_kind"], runs[above]["likeness.counts"]) == ("retry", "2")
+    run = registry.client.get_run(below["2"])
+    assert (run.data.params["steps"], run.data.metrics) == ("400", {"score.identity_share": 0.2})
+    assert (run.info.status, run.data.tags["likeness.why"], run.data.tags["likeness.reasons"]) == ("FINISHED", "because 2", "2 in ten")
+    assert show_attempts(registry, tried(world)) == above
+    assert nested(registry) == runs
+
+
+def test_after_an_accepted_attempt_the_release_stands_among_them(registry: Registry, world: World) -> None:
+    above = show_attempts(registry, tried(world))                    # one night refuses, the next one tries once more
+    release = registry.register(world.dossier())
+    assert show_attempts(registry, tried(world, release=release)) == above
+    runs = nested(registry)
+    assert len(runs) == 4
+    below = {tags["likeness.attempt"]: run for run, tags in runs.items() if tags.get("mlflow.parentRunId") == above}
+    assert below["3"] == registry.client.get_model_version(release.model, str(release.version)).run_id
+    assert (runs[above]["likeness.verdict_kind"], runs[above]["likeness.counts"]) == ("accepted", "3")
+    assert registry.register(world.dossier()) == release             # and registering again leaves it there
+    assert nested(registry) == runs
+
+
+def test_dying_while_attempts_are_shown_and_two_at_once_leave_one_run_of_each(registry: Registry, world: World) -> None:
+    steps = 0
+    while True:
+        def die(name: str, *, after: int = steps) -> None:
+            nonlocal count
+            count += 1
+            if count > after:
+                raise Died
+
+        count, registry._on_step = 0, die
+        try:
+            above = show_attempts(registry, tried(world))
+            break
+        except Died:
+            steps += 1
+    assert steps >= 3
+    registry._on_step = None
+    twin = registry.client.create_run(registry.client.get_run(above).info.experiment_id, tags={KEY: tried(world).key, "likeness.subject": "ada"})
+    assert show_attempts(registry, tried(world)) == above
+    runs = nested(registry)
+    assert len(runs) == 3 and twin.info.run_id not in runs
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_attempts_of_a_subject_that_is_forgotten_meanwhile_leave_nothing(registry: Registry, world: World, after: int) -> None:
+    steps: list[str] = []
+    registry._on_step = steps.append
+
+    def check() -> None:
+        if len(steps) > after:
+            raise SubjectForgotten("ada is forgotten")
+
+    with pytest.raises(SubjectForgotten):
+        show_attempts(registry, tried(world), check=check)
+    assert nested(registry) == {}
+    with sqlite3.connect(registry.tracking_uri.removeprefix("sqlite:///")) as db:
+        assert db.execute("select count(*) from runs").fetchone() == db.execute("select count(*) from tags").fetchone() == (0,)
 
 
 def test_a_night_is_one_run_with_its_numbers_and_its_page_however_often_it_is_joined(registry: Registry) -> None:
