@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
@@ -39,10 +40,9 @@ from bench.cells import Arrays, Cells
 from bench.drawing import bytes_digest
 from bench.gate import CLEAN, PLANTS, Clean, drawn_samples, rendered_users
 from bench.paired import auc
-from likeness.records import SampleSet
+from likeness.records import Sample, SampleSet
 from likeness.settings import Backends, InsightfaceWeights, load_settings
 from likeness.stages import Published
-from likeness.store import Store
 from models.captions.slots import SlotReader
 from models.diffusion import bases
 from models.faces import align
@@ -76,31 +76,33 @@ def accepted(tools: Tools) -> list[Handed]:
     """Subjects of the home whose newest judgement accepted them, in order of their id."""
     store, found = tools.store, []
     for subject in sorted({key.split("/")[1] for key in store.list("subjects/")}):
-        newest = _newest(store, subject)
+        newest = _newest(tools, subject)
         if newest is None:
             continue
         judgement, samples = newest
-        images = np.stack([pictures.get(store, s.image) for s in samples.samples])
-        names = [s.image.sha256 for s in samples.samples]
+        images = np.stack([pictures.get(store, s.image) for s in samples])
+        names = [s.image.sha256 for s in samples]
         small = [thumbnail(i) for i in images]
         found.append(Handed(subject, subject.split("-")[1], images, np.array([names.index(d) for d in judgement.verdict.delivered]),
                             np.array([[appearance_distance(a, b) for b in small] for a in small])))
     return found
 
 
-def _newest(store: Store, subject: str) -> tuple[Judgement, SampleSet] | None:
-    """The accepted judgement with what it judged; of several the one with the most recent adapter is as good as any: the last key."""
-    for key in sorted(store.list(f"subjects/{subject}/stages/judge/"), reverse=True):
-        record = json.loads(store.get(key) or b"{}")
-        if record.get("state") != "published":
-            continue
-        published = Published.model_validate(record)
+def _newest(tools: Tools, subject: str) -> tuple[Judgement, list[Sample]] | None:
+    """The accepted judgement, with all samples that it looked at: of several that with samples drawn besides, then the last key."""
+    found = []
+    for key in sorted(tools.store.list(f"subjects/{subject}/stages/judge/")):
+        try:
+            published = Published.model_validate_json(tools.store.get(key) or b"{}")
+        except ValidationError:
+            continue                                            # a claim
         judgement = Judgement.read(json.dumps(published.output))
         if judgement.verdict.kind == "accepted":
-            ref = published.inputs[1]
-            samples = json.loads(store.get(f"subjects/{subject}/stages/{ref.stage}/{ref.key}.json") or b"{}")["output"]
-            return judgement, SampleSet.read(json.dumps(samples))
-    return None
+            found.append((len(published.inputs), key, judgement, published.inputs[1:]))
+    if not found:
+        return None
+    _, _, judgement, refs = max(found, key=lambda item: item[:2])
+    return judgement, [s for ref in refs for s in tools.open(ref, subject, SampleSet).samples]
 
 
 # -- who it is, by another recogniser

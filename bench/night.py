@@ -77,7 +77,7 @@ def made(tools: Any, call: Any, output: type) -> Any:
         measured = r.Measurements(backend="dlib", bank="b" * 64, threshold=0.45, ceiling=0.25, floor=0.65, usable_portraits=PHOTOS, scores=tuple(
             r.SampleScore(image=s.image.sha256, category=s.category, faces=1, identity_distance=0.3, position=0.9, nearest_training=0.5) for s in samples))
         return Judgement(measured=measured, verdict=r.Verdict(kind="accepted", reasons=(), scores={"identity_share": 1.0}, measured=measured.digest,
-                                                             policy=tools.settings.gate.digest, delivered=(samples[0].image.sha256,)))
+                                                             policy=tools.settings.gate.digest, delivered=tuple(s.image.sha256 for s in samples[:tools.settings.gate.max_delivered])))
     judged = tools.open(inputs["judge"], subject, Judgement)
     return r.Release(subject=subject, model=f"likeness.{subject}", version=1, adapter=inputs["train"].digest, verdict=judged.verdict.digest)
 

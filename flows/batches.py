@@ -184,11 +184,11 @@ def _parameters(flow: FlowName, turns: Sequence[Turn]) -> dict[str, Any]:
     """Ids, digests and recipes: they stay in Prefect's database."""
     if flow == "preparing":
         return {"subjects": [at.subject for at in turns]}
-    return {"trainings": [{"subject": at.subject, "training_set": at.needs["training_set"], "recipe": at.needs["recipe"]} for at in turns if at.needs]}
+    return {"trainings": [{"subject": at.subject, "training_set": at.needs["training_set"], "recipe": at.needs["recipe"], "more": at.needs["more"]} for at in turns if at.needs]}
 
 
 def _same(before: Mapping[str, Any] | None, needs: Mapping[str, Any]) -> bool:
-    return before is not None and all(before[name] == needs[name] for name in ("flow", "training_set", "recipe"))
+    return before is not None and all(before[name] == needs[name] for name in ("flow", "training_set", "recipe", "more"))
 
 
 def _check(at: Turn, needs: Mapping[str, Any], ended: Ended | None) -> None:

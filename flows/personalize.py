@@ -17,6 +17,7 @@ from prefect import Task, flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 
 from flows.batches import one_on_workers
+from likeness.gate import more_seeds
 from likeness.ladder import Attempt, Step, best, next_step
 from likeness.recipe import Recipe
 from likeness.records import Adapter, Intake, Reason, Release, Verdict
@@ -40,45 +41,48 @@ TRAINED = ("train", "sample")                   # those of them that a worker wi
 class Run:
     """What has happened so far: the references, and how each was come by.
 
-    A stage has its own name in the first attempt; in attempt N it is called `train-N`, `sample-N`, `judge-N`. `refs` are the newest.
+    A stage has its own name in the first attempt; in attempt N it is called `train-N`, `sample-N`, `judge-N`. `refs` are the newest. What is drawn besides, and judged with it, is
+    called `sample-more` and `judge-more`.
     """
 
     subject: str
     on_workers: bool = False        # stages that workers make are only looked for here
     attempt: int = 1
     recipe: Recipe | None = None    # of that attempt
+    more: int = 0                   # seeds of each prompt that it draws besides
     refs: dict[str, StageRef] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
     progress: Any = None            # id of the progress artifact
 
-    def took(self, outcome: Outcome) -> StageRef:
-        """Note a stage's outcome; returns its reference."""
+    def took(self, outcome: Outcome, *, again: bool = False) -> StageRef:
+        """Note a stage's outcome; returns its reference. `again`: a stage's second call in an attempt, whose reference `refs` has not unless it is judge."""
         stage = outcome.ref.stage
-        name = f"{stage}-{self.attempt}" if self.attempt > 1 and stage in REPEATED else stage
-        self.refs[stage] = outcome.ref
+        name = (f"{stage}-{self.attempt}" if self.attempt > 1 and stage in REPEATED else stage) + ("-more" if again else "")
+        if not again or stage == "judge":
+            self.refs[stage] = outcome.ref
         self.seconds[name] = round(outcome.seconds, 3)
         (self.executed if outcome.executed else self.reused).append(name)
         if self.progress is not None:
             update_progress_artifact(artifact_id=self.progress, progress=100 * len(self.refs) / len(STAGES), description=f"{name} done")
         return outcome.ref
 
-    def make(self, stage: Task[..., Outcome], *given: Any) -> StageRef:
-        """Carry out a stage that workers may make, and note it.
+    def make(self, stage: Task[..., Outcome], *given: Any, again: bool = False) -> StageRef:
+        """Carry out a stage that workers may make, and note it, as `took` does.
 
         Raises:
             NotMade: with `on_workers`, if it is not published.
         """
         if not self.on_workers:
-            return self.took(stage(*given))
+            return self.took(stage(*given), again=again)
         with only_looking():
-            return self.took(stage.fn(*given))
+            return self.took(stage.fn(*given), again=again)
 
     def own_seconds(self, attempt: int) -> dict[str, float]:
         """Durations of what one attempt is made of, under the stages' own names."""
-        return {stage: self.seconds[name] for stage in STAGES
-                if (name := f"{stage}-{attempt}" if attempt > 1 and stage in REPEATED else stage) in self.seconds}
+        return {stage + more: self.seconds[name + more] for stage in STAGES for more in ("", "-more")
+                if (name := f"{stage}-{attempt}" if attempt > 1 and stage in REPEATED else stage) + more in self.seconds}
 
 
 @flow(name="personalize", flow_run_name="personalize {subject}", persist_result=False, validate_parameters=False)
@@ -99,7 +103,7 @@ def advance(subject: str) -> dict[str, Any]:
 
     Returns:
         The document of `personalize`, or what workers must make before the next call:
-        `{"subject","needs":{"flow","stage","attempts","error","training_set","recipe"}}`, `error` the code with which the last of the stage's attempts gave up.
+        `{"subject","needs":{"flow","stage","attempts","error","training_set","recipe","more"}}`, `error` the code with which the last of the stage's attempts gave up.
     """
     run = Run(subject, on_workers=True)
     try:
@@ -108,7 +112,7 @@ def advance(subject: str) -> dict[str, Any]:
         training = missing.stage in TRAINED
         return {"subject": subject, "needs": {
             "flow": "training" if training else "preparing", "stage": missing.stage, "attempts": missing.found.attempts, "error": missing.found.error,
-            "training_set": run.refs["assemble"].model_dump() if training else None, "recipe": run.recipe.plain() if training and run.recipe else None}}
+            "training_set": run.refs["assemble"].model_dump() if training else None, "recipe": run.recipe.plain() if training and run.recipe else None, "more": run.more if training else 0}}
 
 
 def prepare(tools: Tools, run: Run) -> Intake:
@@ -156,10 +160,15 @@ def _personalized(tools: Tools, run: Run) -> dict[str, Any]:
 
 
 def _attempt(tools: Tools, run: Run, training_set: StageRef, recipe: Recipe) -> Verdict:
-    run.recipe = recipe
+    run.recipe, run.more = recipe, 0
     adapter = run.make(train, run.subject, training_set, recipe)
     samples = run.make(sample_battery, run.subject, training_set, adapter, recipe)
-    return tools.open(run.took(judge_samples(run.subject, training_set, samples)), run.subject, Judgement).verdict
+    judged = tools.open(run.took(judge_samples(run.subject, training_set, samples)), run.subject, Judgement)
+    run.more = more_seeds(judged.verdict, judged.measured, tools.settings.gate, prompts=len(tools.settings.battery.prompts))
+    if run.more:
+        besides = run.make(sample_battery, run.subject, training_set, adapter, recipe, run.more, again=True)
+        judged = tools.open(run.took(judge_samples(run.subject, training_set, samples, besides), again=True), run.subject, Judgement)
+    return judged.verdict
 
 
 @dataclass(frozen=True)

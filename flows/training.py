@@ -32,7 +32,8 @@ def training(trainings: Sequence[Mapping[str, Any]]) -> Any:
     """Train and sample, one subject after the other; what goes wrong with one is theirs alone, unless the device does not compute any more.
 
     Args:
-        trainings: `{"subject","training_set","recipe"}` each: an id, the reference of a TrainingSet, a recipe.
+        trainings: `{"subject","training_set","recipe","more"}` each: an id, the reference of a TrainingSet, a recipe, and how many seeds of each prompt are drawn besides (none, if
+            that is left out).
 
     Returns:
         A state that says how many seconds each stage took and how many failed, by code.
@@ -48,6 +49,8 @@ def training(trainings: Sequence[Mapping[str, Any]]) -> Any:
             recipe = RECIPE.validate_python(asked["recipe"], strict=False)
             adapter = run.make(train, run.subject, training_set, recipe)
             run.make(sample_battery, run.subject, training_set, adapter, recipe)
+            if asked.get("more"):
+                run.make(sample_battery, run.subject, training_set, adapter, recipe, asked["more"], again=True)
         seconds.update(run.seconds)
         if failed.total() > before:
             check_device()

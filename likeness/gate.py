@@ -49,6 +49,8 @@ class GatePolicy(Record):
     max_drift_share: float = Field(1.0, ge=0, le=1, description="share of samples of the class noun alone that may be recognised as this person; 1 asks nothing: it "
                                                                "is reported only, because the shipped recipes drift (docs/gate.md)")
     max_delivered: int = Field(8, ge=1, description="samples handed to the owner at most")
+    max_more_seeds: int = Field(2, ge=0, le=64, description="where fewer samples of an accepted Adapter may be delivered, so many further seeds of each prompt are drawn at most, as "
+                                                            "many as its pass rate asks for; they decide nothing, they are only delivered. 0 draws none")
     min_samples: int = Field(8, ge=1, description="fewer measured samples than this decide nothing")
     few_portraits: int = Field(4, ge=1, description="below this many usable portraits the identity band widens")
     few_widening: float = Field(0.1, ge=0, le=0.5, description="how much min_position rises when portraits are few: less evidence needs a clearer result")
@@ -291,18 +293,35 @@ def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else 0.0
 
 
+def more_seeds(verdict: Verdict, measured: Measurements, policy: GatePolicy, *, prompts: int) -> int:
+    """How many further seeds of each prompt are to be drawn so that an accepted Adapter has `max_delivered` samples to deliver; 0 where it has, or is not accepted.
+
+    Of the samples that decided a share was fit to be delivered; so many more are drawn as would yield what is missing at that rate, `max_more_seeds` at most. What is drawn
+    then never decides: an Adapter that may try again until it passes passes.
+
+    Args:
+        prompts: of the battery.
+    """
+    missing = policy.max_delivered - len(verdict.delivered)
+    if verdict.kind != "accepted" or missing <= 0 or not measured.scores:
+        return 0
+    rate = (len(verdict.delivered) or 0.5) / len(measured.scores)
+    return min(policy.max_more_seeds, math.ceil(missing / (rate * prompts)))
+
+
 def _deliver(measured: Measurements, policy: GatePolicy) -> tuple[str, ...]:
     """Samples that pass, without findings where there are any such, at most `max_delivered`: the most alike first, then each time the one
-    farthest in appearance from all chosen so far, so that a few show what the Adapter can do. Equals by likeness, then by digest.
+    farthest in appearance from all chosen so far, so that a few show what the Adapter can do. Equals by likeness, then by digest. Those drawn besides may be among them.
     """
-    good = [i for i, s in enumerate(measured.scores) if is_person(s, measured, policy) and not is_copy(s, policy) and not is_defective(s)]
-    clean = [i for i in good if not measured.scores[i].findings] or good
-    left = list({measured.scores[i].image: i for i in reversed(clean)}.values())          # one picture once
+    scores = (*measured.scores, *measured.more)
+    good = [i for i, s in enumerate(scores) if is_person(s, measured, policy) and not is_copy(s, policy) and not is_defective(s)]
+    clean = [i for i in good if not scores[i].findings] or good
+    left = list({scores[i].image: i for i in reversed(clean)}.values())          # one picture once
     chosen: list[int] = []
     while left and len(chosen) < policy.max_delivered:
-        left.sort(key=lambda i: (-min((_apart(measured, i, j) for j in chosen), default=0.0), -(measured.scores[i].position or 0.0), measured.scores[i].image))
+        left.sort(key=lambda i: (-min((_apart(measured, i, j) for j in chosen), default=0.0), -(scores[i].position or 0.0), scores[i].image))
         chosen.append(left.pop(0))
-    return tuple(measured.scores[i].image for i in chosen)
+    return tuple(scores[i].image for i in chosen)
 
 
 def _apart(measured: Measurements, i: int, j: int) -> float:

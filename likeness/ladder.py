@@ -22,6 +22,7 @@ BEYOND_PRESET = 4               # steps and learning rate stay within the preset
 MOST_STEPS = 20_000             # the limit of `recipe.steps`
 MOST_RANK = 64
 MOST_PRIOR = 2.0
+DROPPED = 0.1                   # share of empty captions
 TOO_MUCH = ("faces", "defects", "copies", "editability", "diversity", "drift")     # reasons that say of a training that it went too far
 TOO_LITTLE = ("identity",)                                     # and not far enough
 
@@ -173,6 +174,13 @@ def _stronger_prior(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe
     return _prior(recipe, prior_weight=2 * objective.prior_weight) if 2 * objective.prior_weight <= MOST_PRIOR else None
 
 
+def _empty_captions(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
+    objective = recipe.objective
+    if not isinstance(objective, Objective) or objective.caption_dropout > 0:
+        return None
+    return _prior(recipe, caption_dropout=DROPPED)
+
+
 def _output_preservation(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
     objective = recipe.objective
     if not isinstance(objective, Objective) or objective.prior == "dop":
@@ -185,7 +193,7 @@ RULES: Mapping[str, tuple[_Change, ...]] = {
     "defects": (_lower_rate, _fewer_steps, _stronger_prior),
     "copies": (_fewer_steps, _stronger_prior, _lower_rate),
     "editability": (_fewer_steps, _stronger_prior, _output_preservation),
-    "diversity": (_output_preservation, _stronger_prior, _fewer_steps),
+    "diversity": (_output_preservation, _stronger_prior, _empty_captions, _fewer_steps),
     "drift": (_stronger_prior, _output_preservation, _fewer_steps),
     "identity": (_more_steps, _more_rank, _pivotal),
 }

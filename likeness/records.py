@@ -329,11 +329,13 @@ class Measurements(Record):
     bare: tuple[SampleScore, ...] = ()    # samples of the class noun alone
     base: BaseScores | None = None        # what the base alone does on this battery; None if that is not known
     second: Recogniser | None = Field(None, exclude_if=lambda value: value is None)
+    more: tuple[SampleScore, ...] = Field((), exclude_if=lambda scores: scores == ())      # of samples drawn besides, after the scores in `apart`: only for delivery
 
     @model_validator(mode="after")
     def _apart_is_of_the_scores(self) -> Self:
-        if self.apart and [len(row) for row in self.apart] != list(range(len(self.scores))):
-            raise ValueError(f"`apart` must have a row for each of {len(self.scores)} scores, row i with i distances")
+        known = len(self.scores) + len(self.more)
+        if self.apart and [len(row) for row in self.apart] != list(range(known)):
+            raise ValueError(f"`apart` must have a row for each of {known} scores, row i with i distances")
         return self
 
 

@@ -10,7 +10,7 @@ from prefect import task
 
 from likeness import gate
 from likeness.once import Claim
-from likeness.records import BaseScores, Measurements, Portrait, Record, SampleSet, TrainingSet, Verdict
+from likeness.records import BaseScores, Measurements, Portrait, Record, Sample, SampleSet, TrainingSet, Verdict
 from likeness.stages import Call, StageRef
 from models.quality import findings, measure, unsafe
 from models.quality.looking import Looker
@@ -27,22 +27,29 @@ class Judgement(Record):
 
 
 @task(name="judge", task_run_name="judge {subject}", **RETRIED)
-def judge_samples(subject: str, training_set: StageRef, samples: StageRef) -> Outcome:
-    """Measure the samples against witnesses, bank and training crops, and decide."""
+def judge_samples(subject: str, training_set: StageRef, samples: StageRef, more: StageRef | None = None) -> Outcome:
+    """Measure the samples against witnesses, bank and training crops, and decide; `more` were drawn besides and may be delivered."""
     tools = runtime()
     policy, people = tools.settings.gate, tools.open(training_set, subject, TrainingSet)
     base = tools.base_scores(people.noun, measure=policy.min_editability_share > 0 or policy.min_diversity_share > 0)
     second = None if tools.second_bank is None else {"bank": tools.second_bank.digest, "backend": tools.second_bank.backend}
-    call = Call(stage="judge", subject=subject, inputs=(training_set, samples),
+    call = Call(stage="judge", subject=subject, inputs=(training_set, samples, *([more] if more else ())),
                 params={"policy": policy.plain(), "bank": tools.bank.digest, "backend": tools.faces.recogniser_name, "slots": tools.slots_digest,
                         "usual": findings.table_digest(), "base": tools.base_ref.revision, "base_scores": None if base is None else base.digest, "second": second,
                         "unsafe": {"network": tools.unsafe.name, "limit": unsafe.LIMIT}})
-    return tools.once(call, lambda claim: judgement(tools, people, tools.open(samples, subject, SampleSet), base, claim), Judgement)
+    return tools.once(call, lambda claim: judgement(tools, people, tools.open(samples, subject, SampleSet), base, claim,
+                                                      more=tools.open(more, subject, SampleSet) if more else None), Judgement)
 
 
-def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, base: BaseScores | None, claim: Claim | None = None) -> Judgement:
-    """Measure and decide; `base` is what the base alone does on the same battery."""
-    drawn = [*samples.samples, *samples.bare]
+def drawn_besides(tools: Tools, subject: str, judged: StageRef) -> tuple[Sample, ...]:
+    """Samples that a judgement looked at for delivery only; none where none were drawn."""
+    return tuple(s for ref in tools.published(judged, subject).inputs[2:] for s in tools.open(ref, subject, SampleSet).samples)
+
+
+def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, base: BaseScores | None, claim: Claim | None = None, *, more: SampleSet | None = None) -> Judgement:
+    """Measure and decide; `base` is what the base alone does on the same battery, `more` decide nothing and may be delivered."""
+    besides = () if more is None else more.samples
+    drawn = [*samples.samples, *samples.bare, *besides]
     tell = tools.progress("judge", len(drawn))
     portraits = [*training_set.portraits, *training_set.held_out]
     people = [p for p in portraits if p.framing == "tight"]          # one vector a photo: its wide crop has the same
@@ -57,7 +64,8 @@ def judgement(tools: Tools, training_set: TrainingSet, samples: SampleSet, base:
     first = measure.Identity(tools.faces.recogniser_name, tools.bank.digest, _vectors(training_set.held_out), _vectors(people), tools.bank.embeddings)
     second = _second_opinion(tools, [crops[p.digest] for p in training_set.held_out], [crops[p.digest] for p in people])
     references = measure.References(first, np.stack([measure.thumbnail(crops[p.digest]) for p in portraits]), base=base, second=second)
-    measured = measure.measure(seen[:len(samples.samples)], references, bare=seen[len(samples.samples):])
+    decide, alone = len(samples.samples), len(drawn) - len(besides)
+    measured = measure.measure(seen[:decide], references, bare=seen[decide:alone], more=seen[alone:])
     return Judgement(verdict=gate.judge(measured, tools.settings.gate), measured=measured)
 
 

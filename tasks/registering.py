@@ -12,10 +12,10 @@ from likeness.dossier import Dossier
 from likeness.lineage import walk
 from likeness.once import Claim
 from likeness.recipe import Recipe
-from likeness.records import Adapter, Intake, Release, SampleScore, SampleSet, TrainingSet
+from likeness.records import Adapter, Intake, Release, Sample, SampleScore, SampleSet, TrainingSet
 from likeness.stages import Call, StageRef
 from tasks import pictures
-from tasks.judging import Judgement
+from tasks.judging import Judgement, drawn_besides
 from tasks.policy import RETRIED
 from tasks.reporting import shown
 from tasks.runtime import Outcome, Tools, runtime
@@ -45,13 +45,13 @@ def _dossier(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Reci
     return Dossier(subject=tools.standing(subject).subject, photos=tools.open(refs["ingest"], subject, Intake).photos,
                    training_set=tools.open(refs["assemble"], subject, TrainingSet), recipe=recipe, base=tools.base_ref, adapter=adapter, samples=samples,
                    verdict=judgement.verdict, stages=tuple(refs.values()), lineage=walk(tools.store, subject, refs["judge"]).as_json(),
-                   weights=weights_of(tools.store, adapter), report_html=report_html, samples_png=sample_grid(tools, samples, judgement.measured.scores), seconds=seconds)
+                   weights=weights_of(tools.store, adapter), report_html=report_html, samples_png=sample_grid(tools, (*samples.samples, *drawn_besides(tools, subject, refs["judge"])), (*judgement.measured.scores, *judgement.measured.more)), seconds=seconds)
 
 
-def sample_grid(tools: Tools, samples: SampleSet, scores: Sequence[SampleScore], *, columns: int = 8) -> bytes:
+def sample_grid(tools: Tools, samples: Sequence[Sample], scores: Sequence[SampleScore], *, columns: int = 8) -> bytes:
     """All samples on one PNG, covered where the report covers them."""
     by_image = {s.image: s for s in scores}
-    images: Sequence[Any] = [shown(pictures.get(tools.store, s.image), by_image.get(s.image.sha256)) for s in samples.samples]
+    images: Sequence[Any] = [shown(pictures.get(tools.store, s.image), by_image.get(s.image.sha256)) for s in samples]
     blank = np.full_like(images[0], 255)
     rows = [np.concatenate([*images[i:i + columns], *[blank] * (columns - len(images[i:i + columns]))], axis=1) for i in range(0, len(images), columns)]
     return pictures.encode_png(np.concatenate(rows, axis=0))

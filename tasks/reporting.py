@@ -24,7 +24,7 @@ from likeness.stages import STAGES, StageRef
 from likeness.version import code_version
 from tasks import pictures
 from tasks.calibrations import known_of
-from tasks.judging import Judgement
+from tasks.judging import Judgement, drawn_besides
 from tasks.runtime import Tools, runtime
 
 THUMBNAIL_PX = 160
@@ -82,6 +82,8 @@ def _view(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe,
         drawn, measured = tools.open(refs["sample"], subject, SampleSet), judgement_.measured if judgement_ else None
         samples = _sample_views(tools, drawn.samples, measured.scores if measured else ())
         bare = _sample_views(tools, drawn.bare, measured.bare if measured else ())
+        if measured and measured.more:
+            samples += _sample_views(tools, drawn_besides(tools, subject, refs["judge"]), measured.more)
     calibrations, calibrated = known_of(tools)
     return ReportView(
         subject=tools.standing(subject).subject, photos=tuple(photos), set_judgement=intake.set, portraits=tuple(portraits), recipe=recipe, base=tools.base_ref,

@@ -319,13 +319,21 @@ class Tools:
         Raises:
             IntegrityError: it is gone, or not what its digest says.
         """
+        return kind.read(json.dumps(self.published(ref, subject).output))
+
+    def published(self, ref: StageRef, subject: str) -> Published:
+        """What `open` reads, with the references that it was made from.
+
+        Raises:
+            IntegrityError: it is gone, or not what its digest says.
+        """
         data = self.store.get(f"subjects/{subject}/stages/{ref.stage}/{ref.key}.json")
         if data is None:
             raise IntegrityError(f"the record of {ref.stage} is gone from the store: run the same command again to make it anew")
         published = Published.model_validate_json(data)
         if published.digest != ref.digest or published.faults():
             raise IntegrityError(f"the record of {ref.stage} is not what was published: {'; '.join(published.faults()) or 'its digest differs'}")
-        return kind.read(json.dumps(published.output))
+        return published
 
 
 def _paused(data: bytes) -> bool:

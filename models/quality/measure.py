@@ -140,13 +140,13 @@ def leave_one_out(own: Vectors) -> float:
     return float(np.median([np.linalg.norm(v - (total - v) / (len(own) - 1)) for v in own]))
 
 
-def measure(samples: Sequence[Seen], references: References, *, bare: Sequence[Seen] = ()) -> Measurements:
-    """Turn what was seen into the gate's numbers; `bare` are samples of the class noun alone."""
+def measure(samples: Sequence[Seen], references: References, *, bare: Sequence[Seen] = (), more: Sequence[Seen] = ()) -> Measurements:
+    """Turn what was seen into the gate's numbers; `bare` are samples of the class noun alone, `more` those drawn besides, for delivery only."""
     first = references.identity.recogniser
     return Measurements(
         backend=first.backend, bank=first.bank, threshold=first.threshold, ceiling=first.ceiling, floor=first.floor, usable_portraits=len(references.identity.own),
         diversity=diversity([s.thumbnail for s in samples if s.category != gate.STYLISED]), scores=tuple(_score(s, references) for s in samples),
-        apart=distances([s.thumbnail for s in samples]), bare=tuple(_score(s, references) for s in bare), base=references.base,
+        apart=distances([s.thumbnail for s in (*samples, *more)]), more=tuple(_score(s, references) for s in more), bare=tuple(_score(s, references) for s in bare), base=references.base,
         second=None if references.second is None else references.second.recogniser)
 
 

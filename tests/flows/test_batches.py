@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
+from flows import training
 from flows.batches import COMES_BACK_S, Batches, Ended, FlowName, _seconds, told
 from flows.turns import Due, next_turns
 from likeness.errors import BadSettings, InputError, LikenessError, RecipeError, UnusablePhotos, error_of
 from likeness.night import Outcome, last_outcome
 from likeness.records import Consent, Enrolment, Subject
 from likeness.settings import load_settings
+from likeness.stages import StageRef
 from likeness.store import MemoryStore
 from tasks.runtime import Tools
 
@@ -74,7 +77,7 @@ class Workers:
 
 
 def needs(flow: str, stage: str, error: str | None = None, attempts: int = 0, *, recipe: int = 0) -> dict[str, Any]:
-    return {"flow": flow, "stage": stage, "error": error, "attempts": attempts, "training_set": {"key": "k"} if recipe else None, "recipe": {"n": recipe}}
+    return {"flow": flow, "stage": stage, "error": error, "attempts": attempts, "training_set": {"key": "k"} if recipe else None, "recipe": {"n": recipe}, "more": 0}
 
 
 def night(own_home: Path, workers: Any, subjects: str, *, limit: int | None = None, **settings: Any) -> tuple[dict[str, Outcome], list[str], Batches]:
@@ -162,6 +165,42 @@ def test_a_second_attempt_goes_through_a_batch_too(own_home: Path) -> None:
     tonight, _, _ = night(own_home, workers, "ab")
     assert {o.kind for o in tonight.values()} == {"accepted"}
     assert [sorted(who) for who in workers.sent("training")] == [["aaa", "bbb"]] * 2
+
+
+def test_samples_besides_are_asked_of_the_workers_that_train(own_home: Path) -> None:
+    class Watched(Workers):
+        asked: ClassVar[list[int]] = []
+
+        def send(self, flow: FlowName, parameters: Mapping[str, Any]) -> str:
+            self.asked += [t["more"] for t in parameters.get("trainings", [])]
+            return super().send(flow, parameters)
+
+        def advance(self, subject: str) -> dict[str, Any]:
+            found = super().advance(subject)
+            if self.made.get(subject) == 2:
+                found["needs"] |= {"recipe": {"n": 1}, "more": 2}
+            return found
+
+    tonight, _, _ = night(own_home, workers := Watched(trainings=2), "a")
+    assert (tonight["aaa"].kind, workers.asked) == ("accepted", [0, 2])
+
+
+@pytest.mark.parametrize("more", [None, 0, 3])
+def test_a_worker_draws_besides_what_it_is_told_to(more: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def stage(name: Any) -> Callable[..., Any]:
+        def made(*given: Any) -> Any:
+            calls.append((name, *given[4:]))
+            return SimpleNamespace(ref=StageRef(stage=name, key="a" * 64, digest="b" * 64), seconds=1.5, executed=True)
+        return made
+
+    monkeypatch.setattr(training, "train", stage("train"))
+    monkeypatch.setattr(training, "sample_battery", stage("sample"))
+    told = training.training.fn([{"subject": "ada", "training_set": {"stage": "assemble", "key": "c" * 64, "digest": "d" * 64}, "recipe": {"method": "lora", "base": "maquette"}}
+                                 | ({} if more is None else {"more": more})])
+    assert calls == [("train",), ("sample",), *([("sample", more)] if more else [])]
+    assert ("sample-more" in told.message) == bool(more)
 
 
 def test_who_has_no_turn_is_deferred_and_nothing_is_sent_for_them(own_home: Path) -> None:

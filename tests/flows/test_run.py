@@ -38,7 +38,7 @@ seeds = 4
 prompts = [{category = "plain", template = "a photo of a {who}"}, {category = "place", template = "a photo of a {who} on a beach"}]
 """
 # A policy under which anything passes: what is tested with it is what happens after acceptance.
-UNCOMPARED = "min_editability_share = 0.0\nmin_diversity_share = 0.0\nmax_drift_share = 1.0\n"        # with what the base alone does, which would be drawn first
+UNCOMPARED = "min_editability_share = 0.0\nmin_diversity_share = 0.0\nmax_drift_share = 1.0\nmax_more_seeds = 0\n"        # with what the base alone does, which would be drawn first
 OPEN_GATE = "\n[gate]\nmin_identity_share = 0.0\nmin_face_share = 0.0\nmax_copy_share = 1.0\nmax_defect_share = 1.0\n" + UNCOMPARED
 pytestmark = pytest.mark.timeout(1800)
 
@@ -182,6 +182,28 @@ def test_the_method_is_chosen_by_a_flag_and_its_adapter_is_drawn_and_exported(tm
     code, _, err = finish(likeness(home, "export", "ada", "--format", "embedding", "--out", "word.safetensors", "--json", config=CONFIG + OPEN_GATE))
     assert code == 0, err
     assert {k: v.shape for k, v in load((home / "word.safetensors").read_bytes()).items()} == {"<ada>": (4, 256)}
+
+
+def test_where_too_few_may_be_delivered_more_seeds_are_drawn_judged_and_kept_with_their_lineage(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
+    home, config = elsewhere(undisturbed[0], tmp_path / "home"), CONFIG + OPEN_GATE.replace("max_more_seeds = 0", "max_more_seeds = 1")
+    code, result, err = run(home, config)
+    assert code == 0, err
+    assert (result["verdict"], result["executed"]) == ("accepted", ["judge", "sample-more", "judge-more", "register"])
+    assert {"sample-more", "judge-more"} <= result["seconds"].keys()
+    stages = home / "store" / "subjects" / "ada" / "stages"
+    drawn = {r["params"].get("more", 0): r["output"] for r in (json.loads(p.read_text()) for p in (stages / "sample").glob("*.json"))}
+    battery, more = ({(s["prompt"], s["seed"]) for s in drawn[n]["samples"]} for n in (0, 1))
+    assert {prompt for prompt, _ in more} == {prompt for prompt, _ in battery} and not more & battery
+    assert (len(more), drawn[1].get("bare", [])) == (len({prompt for prompt, _ in battery}), [])
+    assert result["digests"]["samples"] == undisturbed[1]["digests"]["samples"], "those that decided"
+    with_more = [r for r in (json.loads(p.read_text()) for p in (stages / "judge").glob("*.json")) if len(r["inputs"]) == 3]
+    assert [len(r["output"]["measured"]["more"]) for r in with_more] == [len(more)]
+    html = Path(result["report"]).read_text()
+    assert html.count("drawn besides, to be delivered") == len(more)
+    code, lineage, err = finish(likeness(home, "lineage", "ada", "--json", config=config))
+    assert (code, lineage["ok"], [link["stage"] for link in lineage["chain"]].count("sample")) == (0, True, 2), err
+    code, again, err = run(home, config)
+    assert (code, again["executed"]) == (0, []), err
 
 
 def test_a_method_that_is_none_is_exit_2_and_says_which_there_are(tmp_path: Path) -> None:

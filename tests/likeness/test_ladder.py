@@ -86,6 +86,7 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (DreamBooth(steps=800, objective=Objective(caption_dropout=0.2)), "identity", Pivotal(objective=Objective(caption_dropout=0.2)), "pivotal instead of dreambooth"),
     (Lora(), "defects", Lora(learning_rate=1.5e-3), "learning rate 0.0015 (was 0.003), because defects is not"),
     (Lora(), "diversity", Lora(objective=Objective(prior="dop")), "prior dop"),
+    (Lora(objective=Objective(prior="dop", prior_weight=2.0)), "diversity", Lora(objective=Objective(prior="dop", prior_weight=2.0, caption_dropout=0.1)), "caption dropout 0.1 (was 0)"),
     (Lora(), "editability", Lora(steps=100), "steps 100"),
 ], ids=lambda value: value if isinstance(value, str) else getattr(value, "method", None))
 def test_what_failed_decides_what_changes(recipe: Recipe, code: str, expected: Recipe, words: str) -> None:

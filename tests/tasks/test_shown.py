@@ -44,7 +44,7 @@ def test_the_grid_of_a_release_covers_them_too() -> None:
     refs = [pictures.put(store, "subjects/ada/samples", np.roll(NOISE, n, axis=0)) for n in range(3)]
     samples = SampleSet(adapter="a" * 64, battery="b" * 64, samples=tuple(Sample(adapter="a" * 64, prompt="p", category="plain", seed=n, image=ref) for n, ref in enumerate(refs)))
     tools: Any = SimpleNamespace(store=store)
-    grid = np.asarray(Image.open(io.BytesIO(sample_grid(tools, samples, [score(image=refs[0].sha256), score(UNSAFE, image=refs[1].sha256), score(image=refs[2].sha256)]))))
+    grid = np.asarray(Image.open(io.BytesIO(sample_grid(tools, samples.samples, [score(image=refs[0].sha256), score(UNSAFE, image=refs[1].sha256), score(image=refs[2].sha256)]))))
     tiles = [grid[:, 96 * n:96 * (n + 1)] for n in range(3)]
     np.testing.assert_array_equal(tiles[0], NOISE)
     np.testing.assert_array_equal(tiles[1], shown(np.roll(NOISE, 1, axis=0), score(UNSAFE)))

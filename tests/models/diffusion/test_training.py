@@ -21,15 +21,16 @@ from models.diffusion.methods import STEPS, adapted, as_file, plan_of, step_of, 
 from models.diffusion.sampler import sample
 from models.maquette.companions import read_class_pictures
 
-LORA = Lora(steps=10, batch=2, rank=2, targets=("attention",), checkpoint_every=5)
+DROPPING = Objective(caption_dropout=0.1)
+LORA = Lora(objective=DROPPING, steps=10, batch=2, rank=2, targets=("attention",), checkpoint_every=5)
 RECIPES: dict[str, Recipe] = {
     "lora": LORA,
     "lora with text": LORA.model_copy(update={"targets": ("attention", "text_encoder")}),
-    "dreambooth": DreamBooth(steps=10, batch=2, checkpoint_every=5),
-    "dreambooth with text": DreamBooth(steps=10, batch=2, checkpoint_every=5, text_encoder=True),
+    "dreambooth": DreamBooth(objective=DROPPING, steps=10, batch=2, checkpoint_every=5),
+    "dreambooth with text": DreamBooth(objective=DROPPING, steps=10, batch=2, checkpoint_every=5, text_encoder=True),
     "textual inversion": TextualInversion(steps=10, batch=2, checkpoint_every=5),
-    "pivotal, resumed while inverting": Pivotal(steps=10, batch=2, rank=2, targets=("attention",), checkpoint_every=5, inversion_share=0.7),
-    "pivotal, resumed while tuning": Pivotal(steps=10, batch=2, rank=2, targets=("convolution", "text_encoder"), checkpoint_every=5, inversion_share=0.3),
+    "pivotal, resumed while inverting": Pivotal(objective=DROPPING, steps=10, batch=2, rank=2, targets=("attention",), checkpoint_every=5, inversion_share=0.7),
+    "pivotal, resumed while tuning": Pivotal(objective=DROPPING, steps=10, batch=2, rank=2, targets=("convolution", "text_encoder"), checkpoint_every=5, inversion_share=0.3),
 }
 every_method = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 pytestmark = pytest.mark.timeout(900)
