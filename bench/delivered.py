@@ -2,12 +2,12 @@
 
     python -m bench.delivered [--home bench-results/acceptance] [--weights FOLDER]
 
-Reads the newest accepted judgement of each subject in that home: rendered users who went through a night of the product. Beside the delivered samples stand random sets of as many
+Reads the judgement of the newest Release of each subject in that home: rendered users who went through a night of the product. Beside the delivered samples stand random sets of as many
 samples of the same Adapter, of all of them those about as diverse. Two witnesses, neither of which the gate asks:
 
 * **who it is**: insightface's recogniser on its own detector's faces, against the user's photos that were not enrolled (or all of them, where all were) and those of all others: AUC.
 * **defects**: a classifier trained here on planted defects (`models.quality.planting`) and their clean twins, renders and samples of the maquette, from the base's picture features and
-  the other detector's count and score; picture by picture cross-validated, its threshold where 1 % of the clean twins lie beyond. Its recall is shown beside what it says.
+  the other detector's count and score; cross-validated by person, its threshold where 1 % of the clean twins lie beyond. Its recall is shown beside what it says.
 
 A sheet of everything delivered, what the classifier calls defective framed, is written to be looked at.
 """
@@ -40,9 +40,9 @@ from bench.cells import Arrays, Cells
 from bench.drawing import bytes_digest
 from bench.gate import CLEAN, PLANTS, Clean, drawn_samples, rendered_users
 from bench.paired import auc
-from likeness.records import Sample, SampleSet
+from likeness.records import Release, Sample, SampleSet
 from likeness.settings import Backends, InsightfaceWeights, load_settings
-from likeness.stages import Published
+from likeness.stages import Published, StageRef
 from models.captions.slots import SlotReader
 from models.diffusion import bases
 from models.faces import align
@@ -50,7 +50,7 @@ from models.faces.face import Picture
 from models.faces.tools import FaceTools, dlib_tools, face_tools
 from models.quality.measure import appearance_distance, thumbnail
 from tasks import pictures
-from tasks.judging import Judgement
+from tasks.judging import Judgement, drawn_besides
 from tasks.runtime import Tools
 
 EPOCH = 1                  # raise it when the code of this file changes what a witness sees
@@ -73,7 +73,7 @@ class Handed:
 
 
 def accepted(tools: Tools) -> list[Handed]:
-    """Subjects of the home whose newest judgement accepted them, in order of their id."""
+    """Subjects of the home who have a Release, in order of their id."""
     store, found = tools.store, []
     for subject in sorted({key.split("/")[1] for key in store.list("subjects/")}):
         newest = _newest(tools, subject)
@@ -89,20 +89,20 @@ def accepted(tools: Tools) -> list[Handed]:
 
 
 def _newest(tools: Tools, subject: str) -> tuple[Judgement, list[Sample]] | None:
-    """The accepted judgement, with all samples that it looked at: of several that with samples drawn besides, then the last key."""
-    found = []
-    for key in sorted(tools.store.list(f"subjects/{subject}/stages/judge/")):
+    """The judgement of the newest Release, with all samples that it looked at."""
+    released: list[tuple[int, StageRef]] = []
+    for key in tools.store.list(f"subjects/{subject}/stages/register/"):
         try:
             published = Published.model_validate_json(tools.store.get(key) or b"{}")
         except ValidationError:
             continue                                            # a claim
-        judgement = Judgement.read(json.dumps(published.output))
-        if judgement.verdict.kind == "accepted":
-            found.append((len(published.inputs), key, judgement, published.inputs[1:]))
-    if not found:
+        version = Release.read(json.dumps(published.output)).version
+        released += [(version, ref) for ref in published.inputs if ref.stage == "judge"]
+    if not released:
         return None
-    _, _, judgement, refs = max(found, key=lambda item: item[:2])
-    return judgement, [s for ref in refs for s in tools.open(ref, subject, SampleSet).samples]
+    _, judged = max(released, key=lambda item: item[0])
+    [drawn, *_] = [ref for ref in tools.published(judged, subject).inputs if ref.stage == "sample"]
+    return tools.open(judged, subject, Judgement), [*tools.open(drawn, subject, SampleSet).samples, *drawn_besides(tools, subject, judged)]
 
 
 # -- who it is, by another recogniser
@@ -119,6 +119,12 @@ def vectors_of(cells: Cells, tools: FaceTools, name: str, images: Sequence[Pictu
 
     depends = {"epoch": EPOCH, "backend": tools.recogniser_name, "pictures": [bytes_digest(np.ascontiguousarray(i)) for i in images]}
     return cells.arrays(f"delivered-who-{name}", depends, make)["vectors"]
+
+
+def centre(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The direction in which a person lies (D), of unit length: the mean of few vectors is longer than that of many."""
+    mean = np.nanmean(vectors, axis=0)
+    return np.asarray(mean / np.linalg.norm(mean))
 
 
 def photos_of(cells: Cells, folder: Path, tools: FaceTools, person: str) -> NDArray[np.float64]:
@@ -139,7 +145,7 @@ def features_of(cells: Cells, detector: FaceTools, reader: SlotReader, name: str
         small = np.stack([cv2.resize(i, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA) for i in images])
         return {"features": np.hstack([reader.embed(small).numpy().astype(np.float64), np.array(seen, np.float64)])}
 
-    depends = {"epoch": EPOCH, "detector": detector.detector.name, "pictures": [bytes_digest(np.ascontiguousarray(i)) for i in images]}
+    depends = {"epoch": EPOCH, "detector": detector.detector.name, "reader": bases.reference("maquette").revision, "pictures": [bytes_digest(np.ascontiguousarray(i)) for i in images]}
     return cells.arrays(f"delivered-features-{name}", depends, make)["features"]
 
 
@@ -163,15 +169,16 @@ class Classifier:
 
 
 def classifier(cells: Cells, sets: Sequence[Clean], detector: FaceTools, reader: SlotReader) -> Classifier:
-    """Learn planted defects from clean twins. A picture with all its defects is in one fold."""
-    rows, groups, names = [], [], []
-    for which, clean in enumerate(sets):
+    """Learn planted defects from clean twins. A person with all their pictures and all defects is in one fold."""
+    rows, names = [], []
+    groups: list[str] = []
+    for clean in sets:
         for plant in (CLEAN, *PLANTS):
             spoilt = [clean.spoilt(n, plant) for n in tqdm(range(len(clean.pictures)), desc=f"{clean.name}: {plant}", leave=False, disable=None)]
             if clean.name == "renders":
                 spoilt = [face_crop(p, clean.faces[n].points) for n, p in enumerate(spoilt)]
             rows.append(features_of(cells, detector, reader, f"{clean.name}-{plant.replace(' ', '-')}", spoilt))
-            groups += [1000 * which + n for n in range(len(spoilt))]
+            groups += clean.people
             names += [plant] * len(spoilt)
     x, kinds = np.concatenate(rows), np.array(names)
     y = kinds != CLEAN
@@ -263,13 +270,13 @@ def main() -> None:
     features = [features_of(cells, other, reader, one.name, list(one.images)) for one in handed]
     flagged = [judge.defective(f) for f in features]
     people = {name: photos_of(cells, users, other, name) for name in tqdm(sorted(f.name for f in users.iterdir() if f.is_dir()), desc="photos", unit="user", disable=None)}
-    centres = {name: np.nanmean(v, axis=0) for name, v in people.items()}
+    centres = {name: centre(v) for name, v in people.items()}
     distances = []
     for one in handed:
         seen = vectors_of(cells, other, one.name, list(one.images))
+        seen = seen / np.linalg.norm(seen, axis=1, keepdims=True)
         unseen = np.stack([v for v, name in zip(people[one.person], _names(users / one.person), strict=True) if name not in _enrolled(a.home, one.name)] or people[one.person])
-        own = np.nanmean(unseen, axis=0)
-        distances.append((np.linalg.norm(seen - own, axis=1), np.stack([np.linalg.norm(seen - centre, axis=1) for name, centre in centres.items() if name != one.person], axis=1)))
+        distances.append((np.linalg.norm(seen - centre(unseen), axis=1), np.stack([np.linalg.norm(seen - middle, axis=1) for name, middle in centres.items() if name != one.person], axis=1)))
     sets = compared(handed, distances)
     delivered = np.concatenate([bad[one.delivered] for one, bad in zip(handed, flagged, strict=True)])
     every = np.concatenate(flagged)
@@ -279,8 +286,8 @@ def main() -> None:
     sheet(handed, flagged, [np.asarray(Image.open(sorted((users / one.person).glob("*.jpg"))[PHOTO]).convert("RGB")) for one in handed]).save(a.out / "delivered.png")
     table = Table("", "delivered", "random sets", "difference (95 %)", title=f"{len(handed)} users, {len(delivered)} delivered of {len(every)} samples")
     table.add_row("AUC, another recogniser", f"{sets['delivered']:.3f}", f"{sets['random']:.3f}", f"{sets['difference']:+.3f} ({sets['low']:+.3f} to {sets['high']:+.3f})")
-    table.add_row("diversity", f"{sets['diversity']:.3f}", f"{sets['diversity_of_random']:.3f}", "matched")
-    table.add_row("defective, the classifier", f"{100 * delivered.mean():.1f} %", f"{100 * every.mean():.1f} % of all", f"{100 * judge.clean:.1f} % of clean twins")
+    table.add_row("diversity", f"{sets['diversity']:.3f}", f"{sets['diversity_of_random']:.3f}", "")
+    table.add_row("defective, the classifier", f"{100 * delivered.mean():.1f} %", f"{100 * every.mean():.1f} % of all", f"{100 * judge.clean:.1f} % of clean twins, by construction")
     Console(width=None if sys.stdout.isatty() else 180).print(table)
     print("recall of the classifier: " + ", ".join(f"{plant} {100 * share:.0f} %" for plant, share in sorted(judge.recall.items(), key=lambda item: -item[1])))
     print(f"sheet {a.out / 'delivered.png'}, numbers {a.out / 'delivered.json'}")

@@ -65,6 +65,7 @@ class Clean:
     usual: list[findings.Usual]
     depends: dict[str, Any]
     left_out: int                     # in which the detector did not see exactly one face: precision says nothing of them
+    people: list[str]                 # whom each shows
 
     def spoilt(self, number: int, plant: str) -> Picture:
         """One picture with one defect; another of the set lends what is needed."""
@@ -78,7 +79,7 @@ class Clean:
 def rendered_users(folder: Path, tools: FaceTools, *, limit: int | None) -> Clean:
     """Photos of rendered users, each judged with portraits cut from other photos of theirs."""
     places = [p for p in sorted(folder.iterdir()) if p.is_dir()][:limit]
-    pictures, faces, usual = [], [], []
+    pictures, faces, usual, people = [], [], [], []
     for place in tqdm(places, desc="users", unit="user", disable=None):
         files = sorted(place.glob("*.jpg"))
         seen = {n: (p, f[0]) for n in range(max(OWN, *PHOTOS) + 1) if len(f := tools.find_faces(p := _read(files[n]))) == 1}
@@ -87,9 +88,10 @@ def rendered_users(folder: Path, tools: FaceTools, *, limit: int | None) -> Clea
             if n in seen:
                 pictures.append(seen[n][0])
                 faces.append(seen[n][1])
+                people.append(place.name)
                 usual.append(findings.usual(own, base="renders"))
     return Clean("renders", pictures, faces, usual, {"users": [p.name for p in places], "photos": PHOTOS, "own": OWN},
-                 len(places) * len(PHOTOS) - len(pictures))
+                 len(places) * len(PHOTOS) - len(pictures), people)
 
 
 def drawn_samples(cells: Cells, tools: FaceTools, *, limit: int | None) -> Clean:
@@ -100,7 +102,7 @@ def drawn_samples(cells: Cells, tools: FaceTools, *, limit: int | None) -> Clean
     images = cells.arrays("gate-samples", depends, lambda: {"images": sample(base, [p for p, _ in wanted], [s for _, s in wanted])})["images"]
     found = [(image, f[0]) for image in images if len(f := tools.find_faces(image)) == 1]
     usual = findings.usual([], base=base.ref.revision)
-    return Clean("maquette", [i for i, _ in found], [f for _, f in found], [usual] * len(found), depends, len(images) - len(found))
+    return Clean("maquette", [i for i, _ in found], [f for _, f in found], [usual] * len(found), depends, len(images) - len(found), [f"sample {n}" for n in range(len(found))])
 
 
 def _read(path: Path) -> Picture:

@@ -10,6 +10,7 @@ A refusal is a result, not a failure: the flow completes and returns the Verdict
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from prefect import Task, flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 
 from flows.batches import one_on_workers
+from likeness.errors import InputError, LikenessError
 from likeness.gate import more_seeds
 from likeness.ladder import Attempt, Step, best, next_step
 from likeness.recipe import Recipe
@@ -32,6 +34,8 @@ from tasks.sampling import sample_battery
 from tasks.showing import show_attempts
 from tasks.training import train
 
+log = logging.getLogger(__name__)
+
 FIRST = "the recipe of the settings"
 REPEATED = ("train", "sample", "judge")        # the stages of one attempt
 TRAINED = ("train", "sample")                   # those of them that a worker with a GPU makes
@@ -42,7 +46,7 @@ class Run:
     """What has happened so far: the references, and how each was come by.
 
     A stage has its own name in the first attempt; in attempt N it is called `train-N`, `sample-N`, `judge-N`. `refs` are the newest. What is drawn besides, and judged with it, is
-    called `sample-more` and `judge-more`.
+    called `sample-more` and `judge-more`, in attempt N `sample-N-more` and `judge-N-more`.
     """
 
     subject: str
@@ -166,8 +170,15 @@ def _attempt(tools: Tools, run: Run, training_set: StageRef, recipe: Recipe) -> 
     judged = tools.open(run.took(judge_samples(run.subject, training_set, samples)), run.subject, Judgement)
     run.more = more_seeds(judged.verdict, judged.measured, tools.settings.gate, prompts=len(tools.settings.battery.prompts))
     if run.more:
-        besides = run.make(sample_battery, run.subject, training_set, adapter, recipe, run.more, again=True)
-        judged = tools.open(run.took(judge_samples(run.subject, training_set, samples, besides), again=True), run.subject, Judgement)
+        try:
+            besides = run.make(sample_battery, run.subject, training_set, adapter, recipe, run.more, again=True)
+            return tools.open(run.took(judge_samples(run.subject, training_set, samples, besides, run.refs["judge"]), again=True), run.subject, Judgement).verdict
+        except InputError:
+            raise                                # forgotten meanwhile
+        except (NotMade, LikenessError) as e:    # an accepted Adapter is not lost for want of a few samples more
+            if isinstance(e, NotMade) and e.found.error is None:
+                raise
+            log.warning("%s: what was drawn besides is left out (%s)", run.subject, e.found.error if isinstance(e, NotMade) else e.code)
     return judged.verdict
 
 

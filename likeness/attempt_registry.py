@@ -63,7 +63,9 @@ class Attempts:
 
 
 def show_attempts(registry: Registry, attempts: Attempts, *, check: Callable[[], None] = lambda: None) -> str:
-    """Make MLflow show all attempts, nested. May be called any number of times, also by two at once and after dying anywhere inside: there is one run of each afterwards.
+    """Make MLflow show all attempts, nested. May be called any number of times, also after dying anywhere inside: there is one run of each afterwards.
+
+    Of two at the same time one may lose the run that it writes to, as a copy of the other's, and raise; what the other one shows is whole.
 
     Args:
         registry: where MLflow is.
@@ -145,5 +147,7 @@ def _delete(client: MlflowClient, run: str) -> None:
 
     try:
         client.delete_run(run)
-    except MlflowException as error:                   # the other writer deleted it first
-        log.debug("registry: a copy was gone already: %s", error.error_code)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        log.debug("registry: the other writer deleted the copy first (%s)", error.error_code)

@@ -10,7 +10,7 @@ from typing import Any
 from likeness import digest
 from likeness.errors import IntegrityError, RecipeError
 from likeness.recipe import Recipe
-from likeness.records import Adapter, BaseRef, Photo, SampleSet, Subject, TrainingSet, Verdict
+from likeness.records import Adapter, BaseRef, Photo, Sample, SampleSet, Subject, TrainingSet, Verdict
 from likeness.stages import StageRef
 from likeness.version import code_version
 
@@ -27,6 +27,7 @@ class Dossier:
         weights: the adapter's safetensors, already verified against `adapter.weights`.
         samples_png: a grid of samples.
         seconds: duration of each stage; shown as metrics, part of no digest.
+        more: samples drawn besides, which decided nothing and may be delivered.
     """
 
     subject: Subject
@@ -44,6 +45,7 @@ class Dossier:
     samples_png: bytes
     seconds: Mapping[str, float] = field(default_factory=dict)
     code: str = field(default_factory=code_version)
+    more: tuple[Sample, ...] = ()
 
     @property
     def model(self) -> str:
@@ -67,6 +69,7 @@ class Dossier:
             "the adapter's base": (self.adapter.base, self.base.digest),
             "the samples' adapter": (self.samples.adapter, self.adapter.digest),
             "the training set's subject": (self.training_set.subject, self.subject.digest),
+            **{f"the adapter of sample {s.image.sha256[:12]}...": (s.adapter, self.adapter.digest) for s in self.more},
             "the weights": (digest.of_bytes(self.weights), self.adapter.weights.sha256),
         }
         wrong = [f"{what}: {found[:12]}... found, {needed[:12]}... needed" for what, (found, needed) in claims.items() if found != needed]
@@ -109,7 +112,7 @@ def describe(dossier: Dossier) -> dict[str, str]:
     tags |= _list_tag("portraits", [p.digest for p in training.portraits])
     tags |= _list_tag("held_out", [p.digest for p in training.held_out])
     tags |= _list_tag("captions", [c.digest for c in training.captions])
-    tags |= _list_tag("sample_images", [s.image.sha256 for s in dossier.samples.samples])
+    tags |= _list_tag("sample_images", [s.image.sha256 for s in (*dossier.samples.samples, *dossier.more)])
     tags |= _list_tag("base_files", [f"{name}={sha}" for name, sha in sorted(dossier.base.files.items())], per_tag=40)
     for ref in dossier.stages:
         tags[f"likeness.stage.{ref.stage}"] = f"{ref.key}:{ref.digest}"

@@ -49,8 +49,9 @@ class GatePolicy(Record):
     max_drift_share: float = Field(1.0, ge=0, le=1, description="share of samples of the class noun alone that may be recognised as this person; 1 asks nothing: it "
                                                                "is reported only, because the shipped recipes drift (docs/gate.md)")
     max_delivered: int = Field(8, ge=1, description="samples handed to the owner at most")
-    max_more_seeds: int = Field(2, ge=0, le=64, description="where fewer samples of an accepted Adapter may be delivered, so many further seeds of each prompt are drawn at most, as "
-                                                            "many as its pass rate asks for; they decide nothing, they are only delivered. 0 draws none")
+    max_more_seeds: int = Field(2, ge=0, le=64, exclude_if=lambda seeds: seeds == 2,      # so policies from before there were any keep their digest
+                                description="where fewer samples of an accepted Adapter may be delivered, so many further seeds of each prompt are drawn at most, as "
+                                            "many as its pass rate asks for; they decide nothing, they are only delivered. 0 draws none")
     min_samples: int = Field(8, ge=1, description="fewer measured samples than this decide nothing")
     few_portraits: int = Field(4, ge=1, description="below this many usable portraits the identity band widens")
     few_widening: float = Field(0.1, ge=0, le=0.5, description="how much min_position rises when portraits are few: less evidence needs a clearer result")
@@ -315,7 +316,8 @@ def _deliver(measured: Measurements, policy: GatePolicy) -> tuple[str, ...]:
     """
     scores = (*measured.scores, *measured.more)
     good = [i for i, s in enumerate(scores) if is_person(s, measured, policy) and not is_copy(s, policy) and not is_defective(s)]
-    clean = [i for i in good if not scores[i].findings] or good
+    some_clean = any(not scores[i].findings for i in good if i < len(measured.scores))        # asked of those that decided: more of them never makes fewer delivered
+    clean = [i for i in good if not scores[i].findings] if some_clean else good
     left = list({scores[i].image: i for i in reversed(clean)}.values())          # one picture once
     chosen: list[int] = []
     while left and len(chosen) < policy.max_delivered:

@@ -212,8 +212,9 @@ def _by_prompt(view: ReportView) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     besides = {score.image for score in view.measured.more} if view.measured else set()
     for item in view.samples:
+        notes = [*_notes(item.score, view), *(["drawn besides"] if item.sample.image.sha256 in besides else []), *_covered(item.score)]
         groups.setdefault((item.sample.category, item.sample.prompt), []).append(
-            {"view": item, "notes": [*_notes(item.score, view), *(["drawn besides, to be delivered"] if item.sample.image.sha256 in besides else []), *_covered(item.score)], "passes": _passes(item.score, view), "marks": _marks(item),
+            {"view": item, "notes": notes, "passes": _passes(item.score, view), "marks": _marks(item),
              "delivered": view.verdict is not None and item.sample.image.sha256 in view.verdict.delivered})
     asked = view.policy is not None and view.policy.max_drift_share < 1            # else it is shown, and counts against nobody
     blame = "must not be this person" if asked else "is this person"

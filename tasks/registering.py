@@ -42,10 +42,12 @@ def register_release(subject: str, refs: dict[str, StageRef], recipe: Recipe, re
 def _dossier(tools: Tools, subject: str, refs: dict[str, StageRef], recipe: Recipe, report_html: str, seconds: dict[str, float]) -> Dossier:
     adapter = tools.open(refs["train"], subject, Adapter)
     samples, judgement = tools.open(refs["sample"], subject, SampleSet), tools.open(refs["judge"], subject, Judgement)
+    more = drawn_besides(tools, subject, refs["judge"])
+    grid = sample_grid(tools, (*samples.samples, *more), (*judgement.measured.scores, *judgement.measured.more))
     return Dossier(subject=tools.standing(subject).subject, photos=tools.open(refs["ingest"], subject, Intake).photos,
-                   training_set=tools.open(refs["assemble"], subject, TrainingSet), recipe=recipe, base=tools.base_ref, adapter=adapter, samples=samples,
+                   training_set=tools.open(refs["assemble"], subject, TrainingSet), recipe=recipe, base=tools.base_ref, adapter=adapter, samples=samples, more=more,
                    verdict=judgement.verdict, stages=tuple(refs.values()), lineage=walk(tools.store, subject, refs["judge"]).as_json(),
-                   weights=weights_of(tools.store, adapter), report_html=report_html, samples_png=sample_grid(tools, (*samples.samples, *drawn_besides(tools, subject, refs["judge"])), (*judgement.measured.scores, *judgement.measured.more)), seconds=seconds)
+                   weights=weights_of(tools.store, adapter), report_html=report_html, samples_png=grid, seconds=seconds)
 
 
 def sample_grid(tools: Tools, samples: Sequence[Sample], scores: Sequence[SampleScore], *, columns: int = 8) -> bytes:

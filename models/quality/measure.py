@@ -140,14 +140,27 @@ def leave_one_out(own: Vectors) -> float:
     return float(np.median([np.linalg.norm(v - (total - v) / (len(own) - 1)) for v in own]))
 
 
-def measure(samples: Sequence[Seen], references: References, *, bare: Sequence[Seen] = (), more: Sequence[Seen] = ()) -> Measurements:
-    """Turn what was seen into the gate's numbers; `bare` are samples of the class noun alone, `more` those drawn besides, for delivery only."""
+def measure(samples: Sequence[Seen], references: References, *, bare: Sequence[Seen] = ()) -> Measurements:
+    """Turn what was seen into the gate's numbers; `bare` are samples of the class noun alone."""
     first = references.identity.recogniser
     return Measurements(
         backend=first.backend, bank=first.bank, threshold=first.threshold, ceiling=first.ceiling, floor=first.floor, usable_portraits=len(references.identity.own),
         diversity=diversity([s.thumbnail for s in samples if s.category != gate.STYLISED]), scores=tuple(_score(s, references) for s in samples),
-        apart=distances([s.thumbnail for s in (*samples, *more)]), more=tuple(_score(s, references) for s in more), bare=tuple(_score(s, references) for s in bare), base=references.base,
+        apart=distances([s.thumbnail for s in samples]), bare=tuple(_score(s, references) for s in bare), base=references.base,
         second=None if references.second is None else references.second.recogniser)
+
+
+def with_more(measured: Measurements, thumbnails: Sequence[NDArray[np.float32]], more: Sequence[Seen], references: References) -> Measurements:
+    """The same numbers, and those of samples drawn besides, for delivery only.
+
+    Args:
+        measured: of the samples that decide.
+        thumbnails: (N, 32, 32, 3), theirs, in order.
+        more: what was drawn besides, as it was seen.
+        references: those of `measured`.
+    """
+    apart = distances([*thumbnails, *(s.thumbnail for s in more)])
+    return Measurements.model_validate({**dict(measured), "apart": (*measured.apart, *apart[len(thumbnails):]), "more": tuple(_score(s, references) for s in more)})
 
 
 def _score(seen: Seen, references: References) -> SampleScore:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
-from bench.delivered import SIDE_PX, Handed, compared, random_sets, sheet, spread_of
+from bench.delivered import SIDE_PX, Handed, accepted, centre, compared, random_sets, sheet, spread_of
+from likeness.records import BlobRef, Measurements, Release, Sample, SampleSet, Verdict
+from likeness.settings import load_settings
+from likeness.stages import Call, StageRef
+from tasks import pictures
+from tasks.judging import Judgement
+from tasks.runtime import Tools
+from tests.likeness.fabricated import build, publish
 
 N = 12
 
@@ -43,6 +53,40 @@ def test_samples_without_a_face_are_in_no_auc() -> None:
     genuine[3] = float("nan")
     found = compared([handed([0, 3, 7, 11])], [distances(genuine)])
     assert found["delivered"] == 1.0
+
+
+def test_a_centre_of_few_vectors_is_no_farther_than_one_of_many() -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(0, 0.2, (400, 64)) + np.eye(64)[0]
+    vectors[3] = np.nan                                           # without a face
+    few, many = centre(vectors[:5]), centre(vectors)
+    assert np.linalg.norm(few) == np.linalg.norm(many) == 1.0
+    assert many[0] > 0.99 > few[0] > 0.7
+
+
+def test_the_newest_release_is_what_was_delivered_with_what_was_drawn_besides(tmp_path: Path) -> None:
+    tools = Tools(load_settings(overrides={"home": str(tmp_path)}))
+    world = build(tools.bare_store)
+    blank = pictures.put(tools.bare_store, "subjects/ada-900000-8/samples", np.zeros((8, 8, 3), np.uint8))
+    other = pictures.put(tools.bare_store, "subjects/ada-900000-8/samples", np.full((8, 8, 3), 9, np.uint8))
+
+    def drawn(image: BlobRef, **params: Any) -> StageRef:
+        sample = Sample(adapter=world.adapter.digest, prompt="p", category="plain", seed=0, image=image)
+        return publish(tools.bare_store, Call(stage="sample", subject="ada-900000-8", params=params), SampleSet(adapter=world.adapter.digest, battery="e" * 64, samples=(sample,)).plain()).ref
+
+    def released(version: int, delivered: BlobRef, *inputs: StageRef) -> None:
+        measured = Measurements(backend="dlib", bank="b" * 64, threshold=0.45, ceiling=0.25, floor=0.65, usable_portraits=5, scores=())
+        verdict = Verdict.model_validate({**dict(world.verdict), "delivered": (delivered.sha256,)})
+        judged = publish(tools.bare_store, Call(stage="judge", subject="ada-900000-8", inputs=inputs), Judgement(verdict=verdict, measured=measured).plain())
+        release = Release(subject="ada-900000-8", model="likeness.ada", version=version, adapter=world.adapter.digest, verdict=verdict.digest)
+        publish(tools.bare_store, Call(stage="register", subject="ada-900000-8", inputs=(judged.ref,)), release.plain())
+
+    first, more = drawn(blank), drawn(other, more=1)
+    released(2, other, first, more)
+    released(1, blank, first)
+    tools.bare_store.put_if_absent("subjects/ada-900000-8/stages/register/" + "f" * 64 + ".json", b'{"state": "claimed"}')
+    [one] = accepted(tools)
+    assert (one.name, one.person, one.images.shape, one.delivered.tolist()) == ("ada-900000-8", "900000", (2, 8, 8, 3), [1])
 
 
 def test_what_is_called_defective_is_framed_on_the_sheet_and_nothing_else() -> None:

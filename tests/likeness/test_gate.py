@@ -156,10 +156,10 @@ def test_nobody_who_is_refused_has_more_drawn() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(0.2, 0.7), min_size=8, max_size=12), st.lists(st.tuples(st.floats(0.0, 1.0), st.integers(0, 2), CODES), min_size=1, max_size=8))
-def test_what_is_drawn_besides_decides_nothing_and_is_delivered_by_the_same_rules(own: list[float], besides: list[tuple[float, int, set[str]]]) -> None:
+@given(st.lists(st.tuples(st.floats(0.2, 0.7), CODES), min_size=8, max_size=12), st.lists(st.tuples(st.floats(0.0, 1.0), st.integers(0, 2), CODES), min_size=1, max_size=8))
+def test_what_is_drawn_besides_decides_nothing_and_is_delivered_by_the_same_rules(own: list[tuple[float, set[str]]], besides: list[tuple[float, int, set[str]]]) -> None:
     images, policy = names(len(own) + len(besides)), POLICY.model_copy(update={"max_delivered": 20})
-    scores = [score(d, image=image) for d, image in zip(own, images, strict=False)]
+    scores = [score(d, codes=sorted(c), image=image) for (d, c), image in zip(own, images, strict=False)]
     more = [score(d, faces=f, codes=sorted(c), image=image) for (d, f, c), image in zip(besides, images[len(own):], strict=True)]
     found = measured(*scores)
     both = Measurements.model_validate({**dict(found), "more": tuple(more), "apart": on_a_line(*range(len(images)))})
@@ -167,6 +167,7 @@ def test_what_is_drawn_besides_decides_nothing_and_is_delivered_by_the_same_rule
     assert (after.kind, after.reasons, after.scores) == (before.kind, before.reasons, before.scores)
     fit = {s.image for s in more if is_person(s, both, policy) and not {f.code for f in s.findings} & GATED}
     assert set(after.delivered) - set(before.delivered) <= fit
+    assert set(before.delivered) <= set(after.delivered)
     if after.kind == "accepted":
         assert {s.image for s in more if s.image in fit and not s.findings} <= set(after.delivered)
 
@@ -297,5 +298,5 @@ def test_a_second_recogniser_that_cannot_tell_the_subject_from_strangers_needs_o
 
 
 def test_the_policy_does_not_change_by_accident() -> None:
-    assert POLICY.digest == "dc9d75c146e852272f7d853f61638eb505868b90176f008da747efea70e2ff4f", (
+    assert POLICY.digest == "fc9d4dbe40db0801c9577d629f5e228f803d483eced1c86b56a4252e52814099", (
         "the shipped policy is another one: every adapter will be judged anew. Say in CHANGELOG.md and docs/log.md what changed and why")
