@@ -1,10 +1,10 @@
 """Whether the retry ladder turns refusals into acceptances: `python -m bench.ladder`.
 
-    python -m bench.ladder [--count 4] [--attempts 3] [--real FOLDER ...]
+    python -m bench.ladder [--count 4] [--attempts 3] [--sets man=FOLDER ...]
 
 Reserved rendered users, eight photos each, go through `likeness run` with recipes that are wrong on purpose, so that the gate refuses the first attempt, and with `--attempts`
-allowed: how many are accepted at once, and how many within the ladder, by which rungs. With --real also sets of photos of real men with the recipe in force: folders PERSON-ANYTHING.
-Goes on where it was stopped: every stage is in a home of the bench's own.
+allowed: how many are accepted at once, and how many within the ladder, by which rungs. With --sets also those photos, with the recipe in force: who was refused
+elsewhere (`python -m bench.acceptance`), or real people. Goes on where it was stopped: every stage is in a home of the bench's own.
 
 | recipe | what is wrong |
 |---|---|
@@ -33,7 +33,7 @@ from likeness.settings import load_settings
 
 PHOTOS = 8
 WRONG: Mapping[str, tuple[str, float]] = {"too short": ("steps", 1 / 16), "too hot": ("learning_rate", 8.0)}      # key of the recipe, and what it is multiplied by
-REAL = "real men"
+AS_IT_IS = "in force"
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Climb:
         return f"{self.recipe.replace(' ', '-')}-{self.name}".lower()
 
 
-def chosen(users: Path, nouns: Mapping[str, str], *, count: int, real: Sequence[Path]) -> list[Climb]:
+def chosen(users: Path, nouns: Mapping[str, str], *, count: int, sets: Sequence[tuple[str, Path]]) -> list[Climb]:
     """The same users, evenly spaced, for every wrong recipe; user by user, so that whatever part is done is balanced."""
-    names = sorted(nouns)[:: max(1, len(nouns) // count)][:count]
+    names = sorted(nouns)[:: max(1, len(nouns) // max(1, count))][:count]
     climbs = [Climb(name, recipe, tuple(sorted((users / name).glob("*.jpg"))[:PHOTOS]), nouns[name]) for name in names for recipe in WRONG]
-    return climbs + [Climb(place.name, REAL, tuple(sorted(p for p in place.iterdir() if p.is_file())), "man") for place in real]
+    return climbs + [Climb(place.name, AS_IT_IS, tuple(sorted(p for p in place.iterdir() if p.is_file())), noun) for noun, place in sets]
 
 
 def wrong(recipe: Recipe, name: str) -> str:
-    """The likeness.toml that makes the settings' recipe wrong; empty for the real ones."""
+    """The likeness.toml that makes the settings' recipe wrong; empty where it is in force."""
     if name not in WRONG:
         return ""
     key, factor = WRONG[name]
@@ -96,7 +96,7 @@ def told(attempts: Sequence[Mapping[str, Any]]) -> list[str]:
 def table(done: Mapping[str, Mapping[str, Any]], climbs: Sequence[Climb], *, attempts: int) -> Table:
     """What is shown."""
     shown = Table("recipe at first", "users", "accepted at once", *[f"within {n}" for n in range(2, attempts + 1)])
-    for recipe in (*WRONG, REAL):
+    for recipe in (*WRONG, AS_IT_IS):
         own = [done[c.subject]["attempts"] for c in climbs if c.recipe == recipe and c.subject in done and done[c.subject]["attempts"]]
         if own:
             within = [sum(any(a["verdict"] == "accepted" for a in tried[:n]) for tried in own) for n in range(1, attempts + 1)]
@@ -110,7 +110,7 @@ def main() -> None:
     p.add_argument("--users", type=Path, default=Path("../shared/portraits/users"), help="folder of rendered users, one folder each")
     p.add_argument("--count", type=int, default=4, help="how many users")
     p.add_argument("--attempts", type=int, default=3)
-    p.add_argument("--real", type=Path, nargs="*", default=[], help="folders with photos of one real man each, called PERSON-ANYTHING")
+    p.add_argument("--sets", nargs="*", default=[], metavar="NOUN=FOLDER", help="further photos of one person each, with the recipe in force")
     p.add_argument("--out", type=Path, default=Path("bench-results"))
     p.add_argument("--threads", type=int)
     a = p.parse_args()
@@ -119,8 +119,11 @@ def main() -> None:
     if a.threads:
         torch.set_num_threads(a.threads)
         os.environ["OMP_NUM_THREADS"] = str(a.threads)
+    sets = [(noun, Path(place)) for noun, _, place in (named.partition("=") for named in a.sets)]
+    if odd := [str(place) for noun, place in sets if not noun or not place.is_dir()]:
+        p.error(f"--sets takes NOUN=FOLDER of photos that are there; {odd[0]!r} is none")
     home = (a.out / "ladder").resolve()
-    climbs = chosen(a.users, json.loads(Path(__file__).with_name("users.json").read_text()), count=a.count, real=a.real)
+    climbs = chosen(a.users, json.loads(Path(__file__).with_name("users.json").read_text()), count=a.count, sets=sets)
     done: dict[str, dict[str, Any]] = {}
     for one in climbs:
         done[one.subject] = run(one, home, attempts=a.attempts)
