@@ -74,9 +74,18 @@ def position(distance: float, *, floor: float, ceiling: float) -> float | None:
     return min(1.0, max(0.0, (floor - distance) / (floor - ceiling)))
 
 
+def needed_position(measured: Measurements, policy: GatePolicy) -> float:
+    """The position that a sample must reach: more where portraits are few."""
+    return policy.min_position + (policy.few_widening if _few(measured, policy) else 0.0)
+
+
+def _few(measured: Measurements, policy: GatePolicy) -> bool:
+    return measured.usable_portraits < policy.few_portraits
+
+
 def is_person(score: SampleScore, measured: Measurements, policy: GatePolicy) -> bool:
     """Whether one sample shows exactly one face, and it is the subject's; where a second recogniser votes, both must say so. Unmeasured never passes."""
-    needed = policy.min_position + (policy.few_widening if measured.usable_portraits < policy.few_portraits else 0.0)
+    needed = needed_position(measured, policy)
     votes = [(score.identity_distance, score.position, measured.threshold)]
     if measured.second is not None:
         votes.append((score.second_distance, score.second_position, measured.second.threshold))
@@ -183,6 +192,8 @@ def judge(measured: Measurements, policy: GatePolicy) -> Verdict:
     copies = _share([is_copy(s, policy) for s in scores])
     defects = _share([is_defective(s) for s in scores])
     positions = [s.position for s in plain if s.faces == 1 and s.position is not None and math.isfinite(s.position)]
+    few = (f"; with {measured.usable_portraits} usable portrait{'' if measured.usable_portraits == 1 else 's'} a sample must lie {needed_position(measured, policy):.0%} of the way from "
+           f"strangers to the own photos, with {policy.few_portraits} and more {policy.min_position:.0%}") if _few(measured, policy) else ""
     objections: list[tuple[str, Reason]] = []
     if len(plain) < policy.min_samples:
         objections.append(("rejected", Reason(code="too_few_samples", value=float(len(plain)), needed=float(policy.min_samples),
@@ -197,7 +208,7 @@ def judge(measured: Measurements, policy: GatePolicy) -> Verdict:
                                            message=f"{one_face:.0%} of the samples show exactly one face, {policy.min_face_share:.0%} are needed")))
     if not identity >= policy.min_identity_share:
         objections.append(("retry", Reason(code="identity", value=identity, needed=policy.min_identity_share,
-                                           message=f"{identity:.0%} of the samples are recognisably this person, {policy.min_identity_share:.0%} are needed")))
+                                           message=f"{identity:.0%} of the samples are recognisably this person, {policy.min_identity_share:.0%} are needed{few}")))
     if not copies <= policy.max_copy_share:
         objections.append(("retry", Reason(code="copies", value=copies, needed=policy.max_copy_share,
                                            message=f"{copies:.0%} of the samples repeat a training photo, at most {policy.max_copy_share:.0%} may")))
@@ -211,7 +222,7 @@ def judge(measured: Measurements, policy: GatePolicy) -> Verdict:
     delivered = _deliver(measured, policy) if kind == "accepted" else ()
     if kind == "accepted":
         objections.append((kind, Reason(code="accepted", value=identity, needed=policy.min_identity_share,
-                                        message=f"{identity:.0%} of the samples are recognisably this person and {one_face:.0%} show exactly one face")))
+                                        message=f"{identity:.0%} of the samples are recognisably this person and {one_face:.0%} show exactly one face{few}")))
     return Verdict.model_validate(dict(
         kind=kind, reasons=tuple(r for _, r in objections),
         scores={"identity_share": identity, "identity_position": median(positions) if positions else None, "one_face_share": one_face, "copy_share": copies,

@@ -289,9 +289,8 @@ def _scale(view: ReportView) -> dict[str, Any] | None:
                          "passes": _passes(score, view)})
     needed = None
     if view.policy is not None:
-        widening = view.policy.few_widening if measured.usable_portraits < view.policy.few_portraits else 0.0
         by_distance = gate.position(min(view.policy.max_distance, measured.threshold), floor=measured.floor, ceiling=measured.ceiling)
-        needed = min(1.0, max(view.policy.min_position + widening, by_distance if by_distance is not None else 0.0))
+        needed = min(1.0, max(gate.needed_position(measured, view.policy), by_distance if by_distance is not None else 0.0))
     median = (view.verdict.scores.get("identity_position") if view.verdict else None)
     return {"dots": dots, "needed": needed, "median": median, "unmeasured": sum(s.position is None for s in measured.scores)}
 

@@ -32,7 +32,7 @@ STAGES: Mapping[StageName, int] = {
     "assemble": 1,
     "train": 2,
     "sample": 4,
-    "judge": 6,
+    "judge": 7,
     "register": 1,
 }
 

@@ -183,6 +183,17 @@ def test_few_portraits_ask_for_a_clearer_result() -> None:
     assert not is_person(borderline, measured(borderline, portraits=3), POLICY)
 
 
+@pytest.mark.parametrize(("portraits", "distance", "kind", "said"), [
+    (3, 0.3, "accepted", "; with 3 usable portraits a sample must lie 55% of the way from strangers to the own photos, with 4 and more 45%"),
+    (1, 0.6, "retry", "; with 1 usable portrait a sample must lie 55%"), (4, 0.3, "accepted", ""), (4, 0.6, "retry", ""),
+])
+def test_the_verdict_says_where_few_portraits_asked_for_more(portraits: int, distance: float, kind: str, said: str) -> None:
+    verdict = judge(measured(*[score(distance)] * 10, portraits=portraits), POLICY)
+    [reason] = [r for r in verdict.reasons if r.code in ("accepted", "identity")]
+    assert verdict.kind == kind
+    assert said in reason.message and ("usable portrait" in reason.message) == bool(said)
+
+
 def test_position_is_between_floor_and_ceiling_and_none_without_a_difference() -> None:
     assert position(0.65, floor=0.65, ceiling=0.25) == 0.0
     assert position(0.1, floor=0.65, ceiling=0.25) == 1.0
