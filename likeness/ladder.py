@@ -4,7 +4,8 @@ Recipes that a person wrote into `ladder` come first, in their order. After them
 what helped is kept, then at the next best. A recipe that was tried is never proposed again, and every number has a bound, so a ladder ends. Nothing
 random and no clock is in it: the same published judgements give the same path, which is why a run that was killed takes it again.
 
-The numbers (twice, half, the bounds) are starting points that nobody has measured: what was measured of methods and steps is in docs/log.md.
+A number on the wrong side of the preset's goes back to the preset's first, which was measured (`python -m bench.ladder`: docs/ladder.md). Beyond it the numbers (twice, half,
+the bounds) are starting points that nobody has measured.
 """
 
 from __future__ import annotations
@@ -117,22 +118,26 @@ def _cures(attempt: Attempt, attempts: Sequence[Attempt]) -> Iterator[tuple[Reas
 
 
 def _fewer_steps(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
-    """Half the steps; the middle, where fewer are known to be too few."""
+    """The preset's steps, where they are fewer, or else half; the middle, where fewer are known to be too few."""
     known = [n for n, codes in _other_lengths(recipe, attempts) if n < recipe.steps and codes <= {*TOO_LITTLE}]
     if known:
         middle = _middle(max(known), recipe.steps)
         if middle is None:
             return None
         return _changed(recipe, steps=middle)
+    if recipe.steps > _usual(recipe).steps:
+        return _changed(recipe, steps=_usual(recipe).steps)
     return _changed(recipe, steps=recipe.steps // 2) if recipe.steps // 2 >= max(1, _usual(recipe).steps // BEYOND_PRESET) else None
 
 
 def _more_steps(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
-    """Twice the steps; the middle, where more are known to be too many."""
+    """The preset's steps, where they are more, or else twice as many; the middle, where more are known to be too many."""
     known = [n for n, codes in _other_lengths(recipe, attempts) if n > recipe.steps and codes & {*TOO_MUCH}]
     if known:
         steps = _middle(recipe.steps, min(known))
         return None if steps is None else _changed(recipe, steps=steps)
+    if recipe.steps < _usual(recipe).steps:
+        return _changed(recipe, steps=_usual(recipe).steps)
     return _changed(recipe, steps=2 * recipe.steps) if 2 * recipe.steps <= BEYOND_PRESET * _usual(recipe).steps else None
 
 
@@ -158,6 +163,12 @@ def _pivotal(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] 
         plain["vectors_learning_rate"] = recipe.learning_rate
     values |= {name: plain.get(name, getattr(recipe, name, None)) for name in keep} | {"objective": objective}
     return RECIPE.validate_python(values, strict=False), f"pivotal instead of {recipe.method}"
+
+
+def _usual_rate(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
+    """The preset's rate, where it is lower: no other cure helps a training that breaks the faces for that reason."""
+    usual = _usual(recipe).learning_rate
+    return _changed(recipe, learning_rate=usual) if recipe.learning_rate > usual else None
 
 
 def _lower_rate(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
@@ -189,12 +200,12 @@ def _output_preservation(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[R
 
 
 RULES: Mapping[str, tuple[_Change, ...]] = {
-    "faces": (_fewer_steps, _lower_rate, _stronger_prior),
-    "defects": (_lower_rate, _fewer_steps, _stronger_prior),
-    "copies": (_fewer_steps, _stronger_prior, _lower_rate),
-    "editability": (_fewer_steps, _stronger_prior, _output_preservation),
-    "diversity": (_output_preservation, _stronger_prior, _empty_captions, _fewer_steps),
-    "drift": (_stronger_prior, _output_preservation, _fewer_steps),
+    "faces": (_usual_rate, _fewer_steps, _lower_rate, _stronger_prior),
+    "defects": (_usual_rate, _lower_rate, _fewer_steps, _stronger_prior),
+    "copies": (_usual_rate, _fewer_steps, _stronger_prior, _lower_rate),
+    "editability": (_usual_rate, _fewer_steps, _stronger_prior, _output_preservation),
+    "diversity": (_usual_rate, _output_preservation, _stronger_prior, _empty_captions, _fewer_steps),
+    "drift": (_usual_rate, _stronger_prior, _output_preservation, _fewer_steps),
     "identity": (_more_steps, _more_rank, _pivotal),
 }
 

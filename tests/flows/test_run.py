@@ -249,7 +249,9 @@ def test_an_honest_refusal_is_exit_3_with_reasons_and_no_release(tmp_path: Path)
     assert all(r["message"] for r in result["reasons"])
 
 
-REFUSED = CONFIG + "\n[gate]\nmin_identity_share = 1.0\n"
+# The second attempt is written down, because by the rules it would have the preset's steps: sixteen times as many.
+REFUSED = ('ladder = [{method = "lora", steps = 24, checkpoint_every = 4, batch = 2, rank = 4, decoder_steps = 4, targets = ["attention"]}]\n' + CONFIG
+           + "\n[gate]\nmin_identity_share = 1.0\n")
 SECOND = ["train-2", "sample-2", "judge-2"]
 
 
@@ -282,14 +284,15 @@ def test_a_refusal_is_followed_by_the_next_recipe_and_the_second_command_makes_n
     assert result["executed"] == ["judge", *SECOND]
     first, second = result["attempts"]
     assert first["recipe"] != second["recipe"]
-    assert "steps 24 (was 12), because 0% of the samples" in second["why"]
+    assert "entry 1 of `ladder`, after: 0% of the samples" in second["why"]
     assert [a["scores"]["identity_share"] for a in (first, second)] == [0.0, 0.0]                 # equally unrecognisable: the nearer one counts
     nearer = int(second["scores"]["identity_position"] > first["scores"]["identity_position"])
     assert [a["counts"] for a in (first, second)] == [nearer == 0, nearer == 1]
     best = (first, second)[nearer]
     assert (result["digests"]["recipe"], result["scores"]) == (best["recipe"], best["scores"])
     assert "`--attempts 3`" in result["next"]["how"]
-    assert (result["next"]["values"]["rank"], result["next"]["values"]["steps"]) == [(8, 12), (4, 48)][nearer]      # and the next recipe goes on from it
+    assert (result["next"]["values"]["rank"], result["next"]["values"]["steps"]) == (4, 200)      # and the next recipe goes on from it by the rules
+    assert f"steps 200 (was {(12, 24)[nearer]}), because 0% of the samples" in result["next"]["why"]
     html = Path(result["report"]).read_text()
     assert f"attempt {nearer + 1}, counts" in html
     assert "--attempts 3" in html

@@ -87,6 +87,11 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (Lora(), "defects", Lora(learning_rate=1.5e-3), "learning rate 0.0015 (was 0.003), because defects is not"),
     (Lora(), "diversity", Lora(objective=Objective(prior="dop")), "prior dop"),
     (Lora(objective=Objective(prior="dop", prior_weight=2.0)), "diversity", Lora(objective=Objective(prior="dop", prior_weight=2.0, caption_dropout=0.1)), "caption dropout 0.1 (was 0)"),
+    (Lora(learning_rate=0.024), "faces", Lora(), "learning rate 0.003 (was 0.024), because faces is not"),
+    (Lora(learning_rate=0.012), "diversity", Lora(), "learning rate 0.003 (was 0.012)"),
+    (Lora(learning_rate=1e-3), "diversity", Lora(learning_rate=1e-3, objective=Objective(prior="dop")), "prior dop"),
+    (Lora(steps=12), "identity", Lora(), "steps 200 (was 12), because identity is not"),
+    (Lora(steps=1000), "copies", Lora(), "steps 200 (was 1000), because copies is not"),
     (Lora(), "editability", Lora(steps=100), "steps 100"),
 ], ids=lambda value: value if isinstance(value, str) else getattr(value, "method", None))
 def test_what_failed_decides_what_changes(recipe: Recipe, code: str, expected: Recipe, words: str) -> None:
