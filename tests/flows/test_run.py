@@ -202,6 +202,8 @@ def test_where_too_few_may_be_delivered_more_seeds_are_drawn_judged_and_kept_wit
     assert html.count("drawn besides<") == len(more)
     code, lineage, err = finish(likeness(home, "lineage", "ada", "--json", config=config))
     assert (code, lineage["ok"], [link["stage"] for link in lineage["chain"]].count("sample")) == (0, True, 2), err
+    code, _, err = finish(likeness(home, "prune", "--json", config=config + "\n[retention]\nattempts_days = 0\n"))
+    assert code == 0, err
     code, again, err = run(home, config)
     assert (code, again["executed"]) == (0, []), err
 
