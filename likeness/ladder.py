@@ -105,10 +105,15 @@ _Change = Callable[[Recipe, Sequence[Attempt]], tuple[Recipe, str] | None]
 
 
 def _cures(attempt: Attempt, attempts: Sequence[Attempt]) -> Iterator[tuple[Reason, Recipe, str]]:
-    """Changes that answer this attempt's reasons. Going too far is answered first: where faces are broken, identity is low for that reason alone."""
+    """Changes that answer this attempt's reasons. Going too far is answered first: where faces are broken, identity is low for that reason alone. But a training that is
+    shorter than the preset's, no hotter, and draws whole faces has not gone too far, whatever else is said of it: samples of nobody are alike too.
+    """
     if attempt.verdict.kind != "retry":
         return
     by_code = {reason.code: reason for reason in attempt.verdict.reasons}
+    usual = _usual(attempt.recipe)
+    if attempt.recipe.steps < usual.steps and attempt.recipe.learning_rate <= usual.learning_rate and "identity" in by_code and not by_code.keys() & {"faces", "defects"}:
+        yield by_code["identity"], *_changed(attempt.recipe, steps=usual.steps)
     for code, changes in RULES.items():
         if code in by_code:
             for change in changes:

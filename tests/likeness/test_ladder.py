@@ -104,6 +104,13 @@ def test_a_training_that_went_too_far_is_shortened_before_one_that_is_too_weak_i
     assert after(attempt(Lora(), "identity", "faces")) == Lora(steps=100)
 
 
+def test_a_training_shorter_than_the_preset_that_draws_whole_faces_has_not_gone_too_far() -> None:
+    assert after(attempt(Lora(steps=12), "identity", "diversity", "editability")) == Lora()
+    assert after(attempt(Lora(steps=12), "identity", "faces")) == Lora(steps=12, learning_rate=1.5e-3)
+    assert after(attempt(Lora(steps=100, learning_rate=0.01), "identity", "diversity")) == Lora(steps=100)
+    assert after(attempt(Lora(steps=100), "identity", "diversity"), attempt(Lora(), "faces", identity=0.1)) == Lora(steps=100, objective=Objective(prior="dop"))
+
+
 def test_between_too_few_and_too_many_lies_the_middle() -> None:
     few, many = attempt(Lora(), "identity", identity=0.2), attempt(Lora(steps=400), "copies", identity=0.6)
     middle = after(few, many)
