@@ -144,6 +144,7 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "no face mask": ("auc", {"objective": {"background_weight": 1.0}}),
     "no factors in convolutions": ("auc", {"targets": ["attention"]}),
     "no class pictures": ("pose_spread", {"objective": {"prior_weight": 0.0}}),
+    "output preservation instead of class pictures": ("pose_spread", {"objective": {"prior": "dop"}}),
     "with empty captions": ("editability", {"objective": {"caption_dropout": 0.1}}),
 }
 

@@ -37,7 +37,7 @@ class Objective(InversionObjective):
     prior: Literal["class_pictures", "dop"] = Field(
         "class_pictures", exclude_if=lambda value: value == "class_pictures",      # so recipes from before there was a choice keep their digest
         description="what the class is kept with: class pictures, or differential output preservation (the same portraits under captions without the trigger, "
-                    "aimed at what the base alone returns), which needs no class pictures; dop is not measured")
+                    "aimed at what the base alone returns), which needs no class pictures and gave more likeness on six users: docs/methods.md")
     prior_weight: float = Field(0.25, ge=0, le=10, description="weight of class pictures: they keep heads turning (pose spread +0.018, 0.002 to 0.035, of 0.046, six users) for a quarter "
                                                                "of a step; docs/methods.md")
     caption_dropout: float = Field(0.0, ge=0, le=0.5, description="share of empty captions, which are said to keep guidance working; 0.1 helped no measure on six users: docs/methods.md")
