@@ -65,13 +65,14 @@ def _draw(tools: Tools, words: str, name: str, *, count: int, seed: int, out: Pa
     images = sample(tools.base, [words] * count, seeds, steps=sampling.steps, guidance=sampling.guidance, batch=sampling.batch,
                     progress=lambda done, total: tools.watch("sample", done, total, ""))
     out.mkdir(parents=True, exist_ok=True)
-    drawn = Drawn([], [])
+    files: list[Path] = []
+    withheld: list[tuple[int, str]] = []
     for number, image in zip(seeds, images, strict=True):
         found = () if unsafe else find_unsafe(image, tools.unsafe)
         if not is_showable(found):
-            drawn.withheld.append((number, "unsafe" if found[0].code == "unsafe" else "could not be judged"))
+            withheld.append((number, "unsafe" if found[0].code == "unsafe" else "could not be judged"))
             continue
         file = out / f"{name}-{number:04d}.png"
         Image.fromarray(image).save(file)
-        drawn.files.append(file)
-    return drawn
+        files.append(file)
+    return Drawn(files, withheld)

@@ -8,7 +8,7 @@ import pytest
 from likeness.settings import load_settings
 from models.diffusion import bases
 from models.maquette.companions import read_base_scores
-from models.quality.measure import diversity, nearest, slots_seen, thumbnail
+from models.quality.measure import Identity, References, Seen, diversity, measure, nearest, slots_seen, thumbnail, with_more
 
 
 @pytest.mark.parametrize(("asked", "right"), [
@@ -32,6 +32,18 @@ def test_a_mirrored_copy_is_as_near_as_the_picture_itself() -> None:
     far = nearest(one, [other])
     assert far is not None and far > 0.05
     assert nearest(one, []) is None
+
+
+def test_what_is_drawn_besides_is_measured_as_if_it_had_been_there_and_changes_nothing_else() -> None:
+    rng = np.random.default_rng(4)
+    pictures = rng.random((7, 32, 32, 3), dtype=np.float32)
+    vectors, bank = rng.normal(0, 1, (12, 8)).astype(np.float32), rng.normal(0, 3, (50, 8)).astype(np.float32)
+    references = References(Identity("dlib", "b" * 64, vectors[:2], vectors[:5], bank), pictures[:1])
+    seen = [Seen(f"{n:064x}", "plain", 1, vectors[5 + n], pictures[n]) for n in range(7)]
+    first, whole = measure(seen[:4], references, bare=seen[:1]), measure(seen, references, bare=seen[:1])
+    both = with_more(first, [s.thumbnail for s in seen[:4]], seen[4:], references)
+    assert (both.scores, both.more, both.apart) == (whole.scores[:4], whole.scores[4:], whole.apart)
+    assert both.model_copy(update={"more": (), "apart": first.apart}) == first
 
 
 @pytest.mark.parametrize("noun", ["man", "woman", "person"])
