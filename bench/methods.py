@@ -129,22 +129,30 @@ def checkpoint_rows() -> list[Row]:
 
 
 def ablation_rows() -> list[Row]:
-    """`lora`, and `lora` without one ingredient; what an ingredient is for stands in ABLATIONS."""
-    plain = preset("lora", "maquette")
-    made = [Row("lora", recipe_of(plain)), Row("lora" + OWN_DECODER, recipe_of(plain), tuned=False)]
-    for name, (_, change) in ABLATIONS.items():
-        merged = {**plain, **change} | ({"objective": {**plain.get("objective", {}), **change["objective"]}} if "objective" in change else {})
-        made.append(Row(name, recipe_of(merged)))
+    """`lora`, and `lora` without one ingredient, what an ingredient is for stands in ABLATIONS; the other methods that keep a class, and those with class pictures."""
+    lora = recipe_of(preset("lora", "maquette"))
+    made = [Row("lora", lora), Row("lora" + OWN_DECODER, lora, tuned=False), *(Row(name, changed("lora", name)) for name in ABLATIONS)]
+    for method in ALSO_KEEP:
+        made += [Row(method, recipe_of(preset(method, "maquette"))), Row(f"{method}, {CLASS_PICTURES}", changed(method, CLASS_PICTURES))]
     return made
 
 
+def changed(method: str, name: str) -> Recipe:
+    """The preset of a method with one change of ABLATIONS."""
+    plain, (_, change) = preset(method, "maquette"), ABLATIONS[name]
+    return recipe_of({**plain, **change} | ({"objective": {**plain.get("objective", {}), **change["objective"]}} if "objective" in change else {}))
+
+
+ALSO_KEEP = ("dreambooth", "pivotal")
+CLASS_PICTURES = "class pictures instead of output preservation"
 # what is left out, or put in: (the measure that it is for, the change). The decoder is left out by drawing with the base's own: the other half of the training is the same.
 ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "no min-SNR weights": ("auc", {"objective": {"min_snr": 1000.0}}),
     "no face mask": ("auc", {"objective": {"background_weight": 1.0}}),
     "no factors in convolutions": ("auc", {"targets": ["attention"]}),
-    "no class pictures": ("pose_spread", {"objective": {"prior_weight": 0.0}}),
-    "output preservation instead of class pictures": ("pose_spread", {"objective": {"prior": "dop"}}),
+    "no output preservation": ("pose_spread", {"objective": {"prior_weight": 0.0}}),
+    CLASS_PICTURES: ("auc", {"objective": {"prior": "class_pictures"}}),
+    "output preservation, weight 1": ("pose_spread", {"objective": {"prior_weight": 1.0}}),
     "with empty captions": ("editability", {"objective": {"caption_dropout": 0.1}}),
 }
 
@@ -152,8 +160,9 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
 def comparisons(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(row of ours, row that it is compared with)."""
     names = [row.name for row in rows]
-    if ABLATIONS.keys() & {*names}:
-        return [("lora", name) for name in names if name != "lora"]
+    if ABLATIONS.keys() & {*names} or any(name.endswith(CLASS_PICTURES) for name in names):
+        pairs = [("lora", name) for name in ("lora" + OWN_DECODER, *ABLATIONS)] + [(method, f"{method}, {CLASS_PICTURES}") for method in ALSO_KEEP]
+        return [(ours, other) for ours, other in pairs if ours in names and other in names]
     pairs = [(m, RIVALS[m if m in RIVALS else "lora"].script) for m in ("lora", "dreambooth", "textual_inversion", "pivotal")]
     pairs = [p for ours, theirs in pairs for p in ((ours, theirs), (ours + OWN_DECODER, theirs))]
     return [(ours, theirs) for ours, theirs in pairs if ours in names and theirs in names]

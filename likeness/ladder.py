@@ -157,7 +157,8 @@ def _pivotal(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] 
     if isinstance(recipe, Pivotal):
         return None
     values = preset("pivotal", recipe.base)
-    plain, objective = recipe.plain(), {**values.get("objective", {}), **recipe.plain()["objective"]}
+    objective = {**values.get("objective", {}), **{name: getattr(recipe.objective, name) for name in type(recipe.objective).model_fields}}
+    plain = recipe.plain()
     keep: Iterable[str] = ("seed", "max_grad_norm", "decoder_steps", "decoder_learning_rate", "choice")
     if isinstance(recipe, Lora):
         keep = [name for name in Lora.model_fields if name != "method"]

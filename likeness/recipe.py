@@ -32,14 +32,13 @@ class InversionObjective(Record):
 
 
 class Objective(InversionObjective):
-    """What is minimised. Defaults are those of the maquette preset; each number's reason is beside it."""
+    """What is minimised. Defaults are the maquette preset's but for `prior`, whose default is what recipes meant before there was a choice."""
 
     prior: Literal["class_pictures", "dop"] = Field(
         "class_pictures", exclude_if=lambda value: value == "class_pictures",      # so recipes from before there was a choice keep their digest
         description="what the class is kept with: class pictures, or differential output preservation (the same portraits under captions without the trigger, "
-                    "aimed at what the base alone returns), which needs no class pictures and gave more likeness on six users: docs/methods.md")
-    prior_weight: float = Field(0.25, ge=0, le=10, description="weight of class pictures: they keep heads turning (pose spread +0.018, 0.002 to 0.035, of 0.046, six users) for a quarter "
-                                                               "of a step; docs/methods.md")
+                    "aimed at what the base alone returns), which every preset has: no class pictures are needed, and likeness was greater: docs/methods.md")
+    prior_weight: float = Field(0.25, ge=0, le=10, description="weight of what keeps the class, beside 1 for the portraits; 0: nothing does. docs/methods.md")
     caption_dropout: float = Field(0.0, ge=0, le=0.5, description="share of empty captions, which are said to keep guidance working; 0.1 helped no measure on six users: docs/methods.md")
 
     @property
@@ -185,7 +184,7 @@ METHODS: Mapping[str, type[Training]] = {kind.model_fields["method"].default: ki
 # weight that the examples give class pictures: pictures of the class would have to be this base's own, and the ones that ship are the maquette's.
 _OWN: Mapping[str, Any] = {"prior": "dop", "prior_weight": 1.0}
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "maquette": {"textual_inversion": {}, **{method: {"decoder_steps": 100} for method in ("dreambooth", "lora", "pivotal")}},
+    "maquette": {"textual_inversion": {}, **{method: {"decoder_steps": 100, "objective": {"prior": "dop"}} for method in ("dreambooth", "lora", "pivotal")}},
     "sd15": {
         "dreambooth": {"steps": 800, "batch": 1, "learning_rate": 5e-6, "checkpoint_every": 400, "objective": _OWN},
         "lora": {"steps": 500, "batch": 1, "learning_rate": 1e-4, "targets": ["attention"], "checkpoint_every": 100, "objective": _OWN},

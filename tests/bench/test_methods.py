@@ -114,6 +114,19 @@ def test_an_ablation_leaves_out_one_thing_and_is_for_a_measure() -> None:
         changed = [k for k in whole if k != "objective" and other[k] != whole[k]] + [
             k for k in {**whole["objective"], **other["objective"]} if other["objective"].get(k) != whole["objective"].get(k)]       # what is at its default may be left out
         assert len(changed) == 1 and measure in paired.MEASURES, name
+    for method in methods.ALSO_KEEP:
+        usual, other = rows[method], rows[f"{method}, {methods.CLASS_PICTURES}"]
+        assert usual is not None and other is not None
+        assert (usual.objective.wants_class_pictures, other.objective.wants_class_pictures) == (False, True)
+        assert other.plain() | {"objective": usual.plain()["objective"]} == usual.plain()
+
+
+def test_rows_that_were_not_asked_for_are_not_compared() -> None:
+    rows = methods.ablation_rows()
+    pairs = methods.comparisons(rows)
+    assert {other for _, other in pairs} == {row.name for row in rows} - {"lora", *methods.ALSO_KEEP}
+    named = ("pivotal", f"pivotal, {methods.CLASS_PICTURES}", "no face mask")
+    assert methods.comparisons([row for row in rows if row.name in named]) == [named[:2]]
 
 
 # -- the reference scripts

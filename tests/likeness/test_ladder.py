@@ -14,6 +14,8 @@ from likeness.ladder import MOST, RULES, Attempt, best, differences, next_step
 from likeness.recipe import METHODS, RECIPE, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
 from likeness.records import Finding, Measurements, Reason, SampleScore, Verdict
 
+DOP = Objective(prior="dop")           # as in the presets; a recipe of the class alone has class pictures, as recipes had before there was a choice
+
 
 def verdict(*codes: str, kind: str = "retry", identity: float | None = 0.2) -> Verdict:
     return Verdict(kind=kind, reasons=tuple(Reason(code=c, message=f"{c} is not what it must be") for c in codes), scores={"identity_share": identity},
@@ -82,7 +84,9 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (Lora(steps=50, objective=Objective(prior_weight=0.0)), "copies", Lora(steps=50, objective=Objective(prior="dop")), "prior dop"),
     (DreamBooth(steps=50), "faces", DreamBooth(steps=50, learning_rate=1.5e-4), "learning rate 0.00015 (was 0.0003)"),
     (TextualInversion(), "copies", TextualInversion(steps=100), "steps 100"),
-    (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7, decoder_steps=100), "pivotal instead of textual_inversion"),
+    (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7, decoder_steps=100, objective=DOP), "pivotal instead of textual_inversion"),
+    (Lora(steps=800, rank=64, objective=DOP), "identity", Pivotal(steps=1200, rank=64, objective=DOP), "pivotal instead of lora"),
+    (Lora(objective=DOP), "drift", Lora(objective=Objective(prior="dop", prior_weight=0.5)), "prior weight 0.5 (was 0.25)"),
     (DreamBooth(steps=800, objective=Objective(caption_dropout=0.2)), "identity", Pivotal(objective=Objective(caption_dropout=0.2)), "pivotal instead of dreambooth"),
     (Lora(), "defects", Lora(learning_rate=1.5e-3), "learning rate 0.0015 (was 0.003), because defects is not"),
     (Lora(), "diversity", Lora(objective=Objective(prior="dop")), "prior dop"),

@@ -76,8 +76,8 @@ def test_the_pivot_leaves_at_least_one_step_of_tuning(steps: int, share: float, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_presets_are_recipes(method: str) -> None:
-    decoder = {} if method == "textual_inversion" else {"decoder_steps": 100}
-    assert RECIPE.validate_python(preset(method, "maquette"), strict=False) == METHODS[method](**decoder)  # type: ignore[call-arg]
+    measured = {} if method == "textual_inversion" else {"decoder_steps": 100, "objective": Objective(prior="dop")}
+    assert RECIPE.validate_python(preset(method, "maquette"), strict=False) == METHODS[method](**measured)  # type: ignore[call-arg]
     for base, of_base in PRESETS.items():
         recipe = RECIPE.validate_python(preset(method, base), strict=False)
         assert (recipe.method, recipe.base) == (method, base)
