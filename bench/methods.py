@@ -129,11 +129,11 @@ def checkpoint_rows() -> list[Row]:
 
 
 def ablation_rows() -> list[Row]:
-    """`lora`, and `lora` without one ingredient, what an ingredient is for stands in ABLATIONS; the other methods that keep a class, and those with class pictures."""
+    """`lora`, and `lora` without one ingredient; what an ingredient is for stands in ABLATIONS. The other methods that keep a class, and those with other priors."""
     lora = recipe_of(preset("lora", "maquette"))
     made = [Row("lora", lora), Row("lora" + OWN_DECODER, lora, tuned=False), *(Row(name, changed("lora", name)) for name in ABLATIONS)]
     for method in ALSO_KEEP:
-        made += [Row(method, recipe_of(preset(method, "maquette"))), Row(f"{method}, {CLASS_PICTURES}", changed(method, CLASS_PICTURES))]
+        made += [Row(method, recipe_of(preset(method, "maquette"))), *(Row(f"{method}, {name}", changed(method, name)) for name in PRIORS)]
     return made
 
 
@@ -144,7 +144,7 @@ def changed(method: str, name: str) -> Recipe:
 
 
 ALSO_KEEP = ("dreambooth", "pivotal")
-CLASS_PICTURES = "class pictures instead of output preservation"
+PRIORS = (CLASS_PICTURES, STRONG) = ("class pictures instead of output preservation", "output preservation, weight 1")
 # what is left out, or put in: (the measure that it is for, the change). The decoder is left out by drawing with the base's own: the other half of the training is the same.
 ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "no min-SNR weights": ("auc", {"objective": {"min_snr": 1000.0}}),
@@ -152,7 +152,7 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "no factors in convolutions": ("auc", {"targets": ["attention"]}),
     "no output preservation": ("pose_spread", {"objective": {"prior_weight": 0.0}}),
     CLASS_PICTURES: ("auc", {"objective": {"prior": "class_pictures"}}),
-    "output preservation, weight 1": ("pose_spread", {"objective": {"prior_weight": 1.0}}),
+    STRONG: ("pose_spread", {"objective": {"prior_weight": 1.0}}),
     "with empty captions": ("editability", {"objective": {"caption_dropout": 0.1}}),
 }
 
@@ -160,8 +160,8 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
 def comparisons(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(row of ours, row that it is compared with)."""
     names = [row.name for row in rows]
-    if ABLATIONS.keys() & {*names} or any(name.endswith(CLASS_PICTURES) for name in names):
-        pairs = [("lora", name) for name in ("lora" + OWN_DECODER, *ABLATIONS)] + [(method, f"{method}, {CLASS_PICTURES}") for method in ALSO_KEEP]
+    if any(name.endswith(tuple(ABLATIONS)) for name in names):
+        pairs = [("lora", name) for name in ("lora" + OWN_DECODER, *ABLATIONS)] + [(method, f"{method}, {name}") for method in ALSO_KEEP for name in PRIORS]
         return [(ours, other) for ours, other in pairs if ours in names and other in names]
     pairs = [(m, RIVALS[m if m in RIVALS else "lora"].script) for m in ("lora", "dreambooth", "textual_inversion", "pivotal")]
     pairs = [p for ours, theirs in pairs for p in ((ours, theirs), (ours + OWN_DECODER, theirs))]

@@ -115,10 +115,13 @@ def test_an_ablation_leaves_out_one_thing_and_is_for_a_measure() -> None:
             k for k in {**whole["objective"], **other["objective"]} if other["objective"].get(k) != whole["objective"].get(k)]       # what is at its default may be left out
         assert len(changed) == 1 and measure in paired.MEASURES, name
     for method in methods.ALSO_KEEP:
-        usual, other = rows[method], rows[f"{method}, {methods.CLASS_PICTURES}"]
-        assert usual is not None and other is not None
-        assert (usual.objective.wants_class_pictures, other.objective.wants_class_pictures) == (False, True)
-        assert other.plain() | {"objective": usual.plain()["objective"]} == usual.plain()
+        usual = rows[method]
+        for name in methods.PRIORS:
+            other = rows[f"{method}, {name}"]
+            assert usual is not None and other is not None
+            assert other != usual
+            assert other.objective.wants_class_pictures is (name == methods.CLASS_PICTURES)
+            assert other.plain() | {"objective": usual.plain()["objective"]} == usual.plain()
 
 
 def test_rows_that_were_not_asked_for_are_not_compared() -> None:
