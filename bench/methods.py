@@ -16,7 +16,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from models.quality import findings
 from models.quality.measure import appearance_distance, nearest, thumbnail
 
 EPOCH = 1              # raise it when the code of this file changes what is trained, drawn or seen
+BARE = 8               # pictures of the class noun alone
 FIRST = 3              # users begin here: other benches took their numbers from those at 0, 1, 2
 OWN_DECODER = ", base's decoder"
 ALONE = "base alone"
@@ -150,9 +152,9 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "no min-SNR weights": ("auc", {"objective": {"min_snr": 1000.0}}),
     "no face mask": ("auc", {"objective": {"background_weight": 1.0}}),
     "no factors in convolutions": ("auc", {"targets": ["attention"]}),
-    "no output preservation": ("pose_spread", {"objective": {"prior_weight": 0.0}}),
+    "no output preservation": ("drift", {"objective": {"prior_weight": 0.0}}),
     CLASS_PICTURES: ("auc", {"objective": {"prior": "class_pictures"}}),
-    STRONG: ("pose_spread", {"objective": {"prior_weight": 1.0}}),
+    STRONG: ("drift", {"objective": {"prior_weight": 1.0}}),
     "with empty captions": ("editability", {"objective": {"caption_dropout": 0.1}}),
 }
 
@@ -216,51 +218,76 @@ def _say_spent(folder: Path, spent: dict[str, Any], pictures: int) -> None:
 
 # -- its samples, once
 
-def drawn(study: Study, row: Row, user: User) -> tuple[NDArray[np.uint8], dict[str, Any]] | None:
-    """(samples (N, S, S, 3), what the training cost); None where a cell is missing and is not to be made."""
-    bench = study.bench
-    how = {"prompts": [p.template for p, _ in study.wanted], "seeds": [s for _, s in study.wanted], "steps": bench.steps, "guidance": bench.guidance}
-    seeds = [s for _, s in study.wanted]
+@dataclass(frozen=True)
+class Drawing:
+    """What a row draws of one user: samples (N, S, S, 3), the class noun alone (B, S, S, 3), and what the training cost."""
 
-    def draw(base: Base, who: str) -> Arrays:
-        return {"images": sample(base, [p.text(who) for p, _ in study.wanted], seeds, steps=bench.steps, guidance=bench.guidance)}
+    images: NDArray[np.uint8]
+    bare: NDArray[np.uint8]
+    spent: Mapping[str, Any]
 
-    if row.recipe is None and row.rival is None:
-        depends = {"epoch": EPOCH, "base": bench.base.ref.revision, "noun": user.noun, **how}
-        if not study.make and not bench.cells.has("methods-alone", depends):
+
+def drawn(study: Study, row: Row, user: User) -> Drawing | None:
+    """The samples of a row; None where a cell is missing and is not to be made."""
+    bench, source, spent, alone = study.bench, {}, {}, row.recipe is None and row.rival is None
+    folder = Path()
+    if alone:
+        source |= {"epoch": EPOCH, "base": bench.base.ref.revision, "noun": user.noun}
+    else:
+        name, trained_from, make = training(study, row, user)
+        if not bench.cells.has(name, trained_from) and (not study.make or (row.rival is not None and study.scripts is None)):
             return None
-        return bench.cells.arrays("methods-alone", depends, lambda: draw(bench.base, user.noun))["images"], {}
-    name, trained_from, make = training(study, row, user)
-    depends = {"trained": trained_from, "tuned": row.tuned, "step": row.step, **how}
-    can = study.make and (row.rival is None or study.scripts is not None)
-    if (not bench.cells.has(name, trained_from) and not can) or (not bench.cells.has("methods-samples", depends) and not study.make):
+        folder = bench.cells.files(name, trained_from, make)
+        source |= {"trained": trained_from, "tuned": row.tuned, "step": row.step}
+        spent |= json.loads((folder / "spent.json").read_text())
+    sets = {"methods-alone" if alone else "methods-samples": ([p.template for p, _ in study.wanted], [s for _, s in study.wanted]),
+            "methods-alone-bare" if alone else "methods-bare": ([f"a photo of a {user.noun}"] * BARE, list(range(BARE)))}
+    cells = {kind: {"prompts": templates, "seeds": seeds, "steps": bench.steps, "guidance": bench.guidance, **source} for kind, (templates, seeds) in sets.items()}
+    if not study.make and not all(bench.cells.has(kind, depends) for kind, depends in cells.items()):
         return None
-    folder = bench.cells.files(name, trained_from, make)
 
-    def make_samples() -> Arrays:
-        if row.rival is not None:
-            return draw(rivals.base_with(row.rival, folder, step=row.step), row.rival.who(bench.base.trigger, user.noun))
-        assert row.recipe is not None
+    def images(kind: str) -> NDArray[np.uint8]:
+        templates, seeds = sets[kind]
+
+        def make_samples() -> Arrays:
+            with trained(study, row, user, folder) as (base, who):
+                return {"images": sample(base, [t.format(who=who) for t in templates], seeds, steps=bench.steps, guidance=bench.guidance)}
+
+        return bench.cells.arrays(kind, cells[kind], make_samples)["images"]
+
+    samples, bare = map(images, sets)
+    return Drawing(samples, bare, spent)
+
+
+@contextmanager
+def trained(study: Study, row: Row, user: User, folder: Path) -> Iterator[tuple[Base, str]]:
+    """(base, what it calls the user) with what a row's training left in `folder`."""
+    base = study.bench.base
+    if row.rival is not None:
+        yield rivals.base_with(row.rival, folder, step=row.step), row.rival.who(base.trigger, user.noun)
+    elif row.recipe is None:
+        yield base, user.noun
+    else:
         recipe, tensors = study.recipe(row.recipe), load_file(folder / ADAPTER)
         if row.step is not None:
             tensors = {k: v for k, v in tensors.items() if k.startswith(PREFIX)} | load_file(folder / f"at-{row.step}.safetensors")
         if not row.tuned:
             recipe, tensors = recipe.model_copy(update={"decoder_steps": 0}), {k: v for k, v in tensors.items() if not k.startswith(PREFIX)}
-        with adapted(bench.base, tensors, recipe):
-            return draw(bench.base, f"{bench.base.trigger} {user.noun}")
-
-    return bench.cells.arrays("methods-samples", depends, make_samples)["images"], json.loads((folder / "spent.json").read_text())
+        with adapted(base, tensors, recipe):
+            yield base, f"{base.trigger} {user.noun}"
 
 
 # -- what is seen in them, once
 
-def look(study: Study, user: User, images: NDArray[np.uint8]) -> Look:
+def look(study: Study, user: User, made: Drawing) -> Look:
     """Everything that is measured of one user's samples."""
+    images = made.images
     bench, policy = study.bench, load_settings().gate
     backend = bench.faces.recogniser_name
     depends = {"epoch": EPOCH, "pictures": bytes_digest(images), "user": bytes_digest(user.crops), "backend": backend, "usual": findings.table_digest(),
                "base": bench.base.ref.revision, "wanted": [[p.category, p.slots] for p, _ in study.wanted], "gated": sorted(gate.GATED)}
     seen = bench.cells.arrays("methods-seen", depends, lambda: _see(study, user, images))
+    bare = bench.cells.arrays("methods-seen-bare", {"epoch": EPOCH, "pictures": bytes_digest(made.bare), "backend": backend}, lambda: {"vectors": _people(study, made.bare)})["vectors"]
     own = user.witnesses.mean(0)
     others = np.stack([u.witnesses.mean(0) for u in study.users if u.name != user.name])
     vectors = np.where((seen["faces"] == 1)[:, None], seen["vectors"], np.nan).astype(np.float64)
@@ -268,7 +295,14 @@ def look(study: Study, user: User, images: NDArray[np.uint8]) -> Look:
     apart = np.array([[appearance_distance(a, b) for b in small] for a in small])
     near = np.array([nearest(a, crops) for a in small])
     return Look(np.linalg.norm(vectors - own, axis=1), np.linalg.norm(vectors[:, None] - others, axis=2), np.array([p.category != gate.STYLISED for p, _ in study.wanted]),
-                seen["right"], seen["asked"], apart, seen["yaw"], seen["defect"], near < policy.min_copy_distance)
+                seen["right"], seen["asked"], apart, seen["yaw"], seen["defect"], near < policy.min_copy_distance, np.linalg.norm(bare - own, axis=1))
+
+
+def _people(study: Study, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Who is in each picture (N, 128), NaN without exactly one face."""
+    faces = study.bench.faces
+    found = [faces.find_faces(image) for image in images]
+    return np.stack([faces.embed_faces(image, those)[0].astype(np.float64) if len(those) == 1 else np.full(128, np.nan) for image, those in zip(images, found, strict=True)])
 
 
 def _see(study: Study, user: User, images: NDArray[np.uint8]) -> Arrays:
@@ -318,9 +352,9 @@ def measure_all(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
             if got is None:
                 study.missing.append(f"{row.name}, user {user.name}")
                 continue
-            looks[row.name][user.name] = look(study, user, got[0])
-            spent[row.name][user.name] = got[1]
-            print(f"{user.name} {row.name}: {_said(paired.measure([looks[row.name][user.name]], paired.whole([looks[row.name][user.name]])))} {got[1]}", flush=True)
+            looks[row.name][user.name] = look(study, user, got)
+            spent[row.name][user.name] = dict(got.spent)
+            print(f"{user.name} {row.name}: {_said(paired.measure([looks[row.name][user.name]], paired.whole([looks[row.name][user.name]])))} {got.spent}", flush=True)
     made: dict[str, Any] = {"cells": len(rows) * len(study.chosen) - len(study.missing), "of": len(rows) * len(study.chosen), "missing": study.missing,
                             "users": [u.name for u in study.chosen], "samples_each": len(study.wanted), "rows": {}, "compared": {}}
     for row in rows:
@@ -348,11 +382,11 @@ def measure_all(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """What is shown."""
-    rows = Table("row", "users", "AUC", "true accepts at 1 %", "contradicting slots", "diversity", "pose spread", "defects / 100", "copies / 100", "core-s / step",
+    rows = Table("row", "users", "AUC", "true accepts at 1 %", "contradicting slots", "diversity", "pose spread", "drift", "defects / 100", "copies / 100", "core-s / step",
                  "core-s", "peak MiB", title=f"{found['cells']} of {found['of']} cells; {len(found['users'])} users, {found['samples_each']} samples each")
     for name, r in found["rows"].items():
         costs = (f"{r['core_s_per_step']:.3f}", f"{r['core_s']:.0f}", f"{r['peak_mib']:.0f}") if "core_s" in r else ("-", "-", "-")
-        rows.add_row(name, str(len(r["users"])), *(f"{r[m]:.3f}" for m in paired.HIGHER_IS_BETTER), f"{r['defects_per_100']:.0f}", f"{r['copies_per_100']:.0f}", *costs)
+        rows.add_row(name, str(len(r["users"])), *(f"{r[m]:.3f}" for m in (*paired.HIGHER_IS_BETTER, "drift")), f"{r['defects_per_100']:.0f}", f"{r['copies_per_100']:.0f}", *costs)
     pairs = Table("ours - theirs", "users", *paired.MEASURES, "time / step", "time / picture", "memory", "bars",
                   title="differences with paired bootstrap 95 % intervals; with one user only over its samples")
     for name, c in found["compared"].items():

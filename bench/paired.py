@@ -4,7 +4,7 @@ Two rows have the same users, prompts and seeds, sample by sample. A resample dr
 replacement, the same for both rows; the interval is that of the differences. With one user only samples are drawn: such an interval says
 nothing of other users. Pure.
 
-Shapes: N samples of a user, U impostors.
+Shapes: N samples of a user, B pictures of the class noun alone, U impostors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 FALSE_ACCEPTS = 0.01
 RESAMPLES = 1000
 HIGHER_IS_BETTER = ("auc", "true_accepts", "editability", "diversity", "pose_spread")
-MEASURES = (*HIGHER_IS_BETTER, "defects_per_100", "copies_per_100")
+MEASURES = (*HIGHER_IS_BETTER, "drift", "defects_per_100", "copies_per_100")
 BARS = ("auc", "editability", "diversity")         # the three that a method is held to
 WORST = -0.03                                      # where the interval of none of them may begin below
 
@@ -39,6 +39,7 @@ class Look:
         apart: appearance distance of every two samples (N, N).
         yaw: how far the nose is from the middle of the eyes, in eye distances (N), NaN without a face.
         defect, copy: findings of a gated type; nearer to a training crop than the gate lets pass (N).
+        bare: distance to the centroid of the user's witnesses (B), of pictures of the class noun alone; NaN without exactly one face.
     """
 
     genuine: Floats
@@ -50,33 +51,36 @@ class Look:
     yaw: Floats
     defect: Bools
     copy: Bools
+    bare: Floats
 
 
-Draw = Sequence[tuple[int, NDArray[np.int64]]]      # (user, numbers of samples), once for each drawn user
+Draw = Sequence[tuple[int, NDArray[np.int64], NDArray[np.int64]]]      # (user, numbers of samples, of pictures of the class noun alone), once for each drawn user
 
 
 def whole(looks: Sequence[Look]) -> Draw:
     """Everybody once, every sample once."""
-    return [(user, np.arange(len(look.genuine))) for user, look in enumerate(looks)]
+    return [(user, np.arange(len(look.genuine)), np.arange(len(look.bare))) for user, look in enumerate(looks)]
 
 
 def measure(looks: Sequence[Look], draw: Draw) -> dict[str, float]:
     """Every measure of a row; NaN where nothing says it (no sample passed, nothing was asked).
 
     `true_accepts`: share of unstylised samples nearer than the distance under which FALSE_ACCEPTS of the impostor pairs lie; those samples are what
-    `diversity` (mean appearance distance of two of one user) and `pose_spread` (standard deviation of yaw of one user's) are of.
+    `diversity` (mean appearance distance of two of one user) and `pose_spread` (standard deviation of yaw of one user's) are of. `drift`: share of the pictures
+    of the class noun alone that are nearer than it, for which everybody of the class has become the user.
     """
     own, others = [], []
-    for user, picks in draw:
+    for user, picks, _ in draw:
         seen = picks[looks[user].plain[picks] & ~np.isnan(looks[user].genuine[picks])]
         own.append(looks[user].genuine[seen])
         others.append(looks[user].impostor[seen].ravel())
     genuine, impostor = np.concatenate(own), np.sort(np.concatenate(others))
     threshold = float(np.quantile(impostor, FALSE_ACCEPTS)) if len(impostor) else math.nan
-    right = asked = accepted = plain = defects = copies = samples = 0
+    right = asked = accepted = plain = defects = copies = samples = drifted = alone = 0
     spreads, poses = [], []
-    for user, picks in draw:
+    for user, picks, bare in draw:
         look = looks[user]
+        drifted, alone = drifted + int((look.bare[bare] < threshold).sum()), alone + len(bare)
         passed = picks[look.plain[picks] & (look.genuine[picks] < threshold)]
         accepted, plain, samples = accepted + len(passed), plain + int(look.plain[picks].sum()), samples + len(picks)
         right, asked = right + int(look.right[picks].sum()), asked + int(look.asked[picks].sum())
@@ -86,7 +90,7 @@ def measure(looks: Sequence[Look], draw: Draw) -> dict[str, float]:
             spreads.append(float(look.apart[np.ix_(passed, passed)][pairs].mean()))
             poses.append(float(look.yaw[passed].std()))
     return {"auc": auc(genuine, impostor), "true_accepts": _share(accepted, plain), "editability": _share(right, asked), "diversity": _mean(spreads),
-            "pose_spread": _mean(poses), "defects_per_100": 100 * _share(defects, samples), "copies_per_100": 100 * _share(copies, samples)}
+            "pose_spread": _mean(poses), "drift": _share(drifted, alone), "defects_per_100": 100 * _share(defects, samples), "copies_per_100": 100 * _share(copies, samples)}
 
 
 def auc(genuine: Floats, impostor_sorted: Floats) -> float:
@@ -103,13 +107,13 @@ def differences(ours: Sequence[Look], theirs: Sequence[Look], *, resamples: int 
     Raises:
         ValueError: the rows are not of the same users and samples.
     """
-    if [len(look.genuine) for look in ours] != [len(look.genuine) for look in theirs] or not ours:
+    if [(len(look.genuine), len(look.bare)) for look in ours] != [(len(look.genuine), len(look.bare)) for look in theirs] or not ours:
         raise ValueError("two rows are compared over the same users and samples")
     rng = np.random.default_rng(seed)
     rows: list[dict[str, float]] = []
     for _ in range(resamples):
         users = rng.integers(0, len(ours), len(ours))
-        draw = [(int(u), rng.integers(0, len(ours[u].genuine), len(ours[u].genuine))) for u in users]
+        draw = [(int(u), *(rng.integers(0, n, n) for n in (len(ours[u].genuine), len(ours[u].bare)))) for u in users]
         mine, yours = measure(ours, draw), measure(theirs, draw)
         rows.append({name: mine[name] - yours[name] for name in MEASURES})
     at, other = measure(ours, whole(ours)), measure(theirs, whole(theirs))

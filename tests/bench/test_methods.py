@@ -27,7 +27,7 @@ def seen(genuine: list[float], impostor: float = 0.7, *, right: list[int] | None
     others = np.full((n, 3), impostor)
     others[np.isnan(genuine)] = np.nan
     return paired.Look(np.array(genuine), others, np.ones(n, bool), np.array(right if right is not None else [0] * n), np.full(n, 2),
-                       spread * (1 - np.eye(n)), np.linspace(-0.1, 0.1, n), np.zeros(n, bool), np.zeros(n, bool))
+                       spread * (1 - np.eye(n)), np.linspace(-0.1, 0.1, n), np.zeros(n, bool), np.zeros(n, bool), np.array([0.3, 0.9, np.nan, 0.9]))
 
 
 # -- measures and intervals
@@ -54,9 +54,15 @@ def test_paintings_are_not_asked_who_they_show() -> None:
     assert got["auc"] == 1.0 and got["true_accepts"] == 1.0
 
 
+def test_drift_is_the_share_of_pictures_of_the_class_that_are_the_user() -> None:
+    look = seen([0.3, 0.3])
+    assert paired.measure([look], paired.whole([look]))["drift"] == 0.25               # whoever has no face drifts nowhere
+    assert paired.measure([look], [(0, np.arange(2), np.array([0, 0]))])["drift"] == 1.0
+
+
 def test_a_sample_drawn_twice_is_no_pair_of_different_pictures() -> None:
     look = seen([0.3, 0.3])
-    assert math.isnan(paired.measure([look], [(0, np.array([1, 1]))])["diversity"])
+    assert math.isnan(paired.measure([look], [(0, np.array([1, 1]), np.array([0]))])["diversity"])
 
 
 def test_a_row_against_itself_differs_by_nothing() -> None:
