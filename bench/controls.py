@@ -51,7 +51,7 @@ from models.quality import findings, looking, measure, unsafe
 from models.quality.looking import Looker
 from models.quality.unsafe import OpenNsfw
 
-EPOCH = 1              # raise it when the code of this file changes what an adapter or a sample is
+EPOCH = 2              # raise it when the code of this file changes what an adapter or a sample is
 WITNESSES = 2
 DRIFT = 0.25          # share that the control "drifted" is held to: the policy asks nothing
 ZERO_SETS = 2         # different sets of samples by the base alone, for each class noun
@@ -195,7 +195,7 @@ class Controls:
 
         def make() -> Arrays:
             captions = [text for text, _, _ in subject_captions(self.reader, crops, [None] * len(crops), who=f"{base.trigger} {subject.noun}")]
-            images, words = read_class_pictures(subject.noun, side_px=base.ref.resolution_px) if recipe.objective.wants_class_pictures else (crops[:0], [])
+            images, words = read_class_pictures(subject.noun, side_px=base.ref.resolution_px) if recipe.objective.wants_class_pictures or recipe.decoder_steps else (crops[:0], [])
             inputs = encode(base, crops_NSSC=crops, masks_NSS=np.stack([self.bench.faces.face_mask(c) for c in crops]), captions=captions,
                             class_images_MSSC=images, class_captions=words, noun=subject.noun)
             result = train(subject.name, base, inputs, recipe)

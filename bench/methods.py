@@ -200,7 +200,7 @@ def training(study: Study, row: Row, user: User) -> tuple[str, dict[str, Any], C
     def by_us(folder: Path) -> None:
         who = f"{base.trigger} {user.noun}"
         captions = [text for text, _, _ in subject_captions(study.reader, user.crops, [None] * len(user.crops), who=who)]
-        wants = recipe.objective.wants_class_pictures
+        wants = recipe.objective.wants_class_pictures or recipe.decoder_steps > 0
         prepare(folder, recipe, noun=user.noun, crops=user.crops, masks=np.stack([bench.faces.face_mask(crop) for crop in user.crops]), captions=captions,
                 class_images=class_images[:None if wants else 0], class_captions=class_captions[:None if wants else 0])
         spent = run_measured([sys.executable, "-m", "bench.training", str(folder.resolve())], log=folder / "log.txt", cwd=Path(__file__).parents[1],
@@ -209,7 +209,7 @@ def training(study: Study, row: Row, user: User) -> tuple[str, dict[str, Any], C
         priors = getattr(recipe.objective, "prior_weight", 0) > 0
         _say_spent(folder, spent.plain(), recipe.batch + (max(1, recipe.batch // 2) if priors else 0))
 
-    return "trained-ours", depends | {"recipe": recipe.digest}, by_us
+    return "trained-ours", depends | {"recipe": recipe.digest} | ({"decoder": "sees the class"} if recipe.decoder_steps and not recipe.objective.wants_class_pictures else {}), by_us
 
 
 def _say_spent(folder: Path, spent: dict[str, Any], pictures: int) -> None:

@@ -205,7 +205,7 @@ class Ladder:
         recipe = self.step.recipe
         return {"why": self.step.why, "how": None if recipe is None else how_to_allow(len(self.attempts) + 1),
                 "recipe": None if recipe is None else recipe.digest, "method": None if recipe is None else recipe.method,
-                "values": None if recipe is None else recipe.plain()}
+                "values": None if recipe is None else recipe.whole()}
 
 
 def how_to_allow(attempts: int) -> str:

@@ -89,7 +89,7 @@ def show_attempts(registry: Registry, attempts: Attempts, *, check: Callable[[],
             else:
                 name = f"{attempts.subject.id} attempt {number + 1} {attempt.recipe.method} {attempt.verdict.kind}"
                 writer.run(attempts.of(number), name, {PARENT: above, "likeness.adapter": attempts.adapters[number], "likeness.verdict_kind": attempt.verdict.kind, **_said(number, attempt)},
-                           params=flatten(attempt.recipe.plain()), scores=attempt.verdict.scores)
+                           params=flatten(attempt.recipe.whole()), scores=attempt.verdict.scores)
         return str(above)
 
 

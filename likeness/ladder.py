@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from likeness.recipe import RECIPE, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
+from likeness.recipe import PRESERVATION, RECIPE, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
 from likeness.records import Reason, Verdict
 
 MOST = 10                       # attempts: the upper limit of the setting `max_attempts`
 BEYOND_PRESET = 4               # steps and learning rate stay within the preset's number times and divided by this
 MOST_STEPS = 20_000             # the limit of `recipe.steps`
 MOST_RANK = 64
-MOST_PRIOR = 2.0
+MOST_PRIOR = 4.0                # where output preservation keeps the class, at the price of likeness: docs/methods.md
 DROPPED = 0.1                   # share of empty captions
 TOO_MUCH = ("faces", "defects", "copies", "editability", "diversity", "drift")     # reasons that say of a training that it went too far
 TOO_LITTLE = ("identity",)                                     # and not far enough
@@ -83,7 +83,7 @@ def best(attempts: Sequence[Attempt]) -> int:
 
 def differences(before: Recipe, after: Recipe) -> str:
     """What `after` says differently, in words: "steps 400 (was 200)"."""
-    was, now = _flat(before.plain()), _flat(after.plain())
+    was, now = _flat(before.whole()), _flat(after.whole())
     changed = [key for key in now if now[key] != was.get(key)]
     return ", ".join(f"{key.replace('_', ' ')} {_short(now[key])}" + (f" (was {_short(was[key])})" if key in was else "") for key in changed) or "nothing"
 
@@ -186,8 +186,8 @@ def _stronger_prior(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe
     objective = recipe.objective
     if not isinstance(objective, Objective):
         return None                                                            # only words are trained: there is no class to keep
-    if objective.prior_weight == 0:                                            # perhaps because the class has no pictures, so with what needs none
-        return _prior(recipe, prior="dop", prior_weight=Objective().prior_weight)
+    if objective.prior_weight == 0:                                            # with what needs no pictures of the class, which it may not have
+        return _prior(recipe, **PRESERVATION)
     return _prior(recipe, prior_weight=2 * objective.prior_weight) if 2 * objective.prior_weight <= MOST_PRIOR else None
 
 
@@ -200,9 +200,9 @@ def _empty_captions(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe
 
 def _output_preservation(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
     objective = recipe.objective
-    if not isinstance(objective, Objective) or objective.prior == "dop":
+    if not isinstance(objective, Objective) or (objective.prior == "dop" and objective.prior_weight > 0):
         return None
-    return _prior(recipe, prior="dop", prior_weight=objective.prior_weight or Objective().prior_weight)
+    return _prior(recipe, prior="dop", prior_weight=objective.prior_weight or PRESERVATION["prior_weight"])
 
 
 RULES: Mapping[str, tuple[_Change, ...]] = {

@@ -32,13 +32,13 @@ class InversionObjective(Record):
 
 
 class Objective(InversionObjective):
-    """What is minimised. Defaults are the maquette preset's but for `prior`, whose default is what recipes meant before there was a choice."""
+    """What is minimised. What the maquette's presets say otherwise is in `PRESETS`."""
 
     prior: Literal["class_pictures", "dop"] = Field(
         "class_pictures", exclude_if=lambda value: value == "class_pictures",      # so recipes from before there was a choice keep their digest
         description="what the class is kept with: class pictures, or differential output preservation (the same portraits under captions without the trigger, "
-                    "aimed at what the base alone returns), which every preset has: no class pictures are needed, and likeness was greater: docs/methods.md")
-    prior_weight: float = Field(0.25, ge=0, le=10, description="weight of what keeps the class, beside 1 for the portraits; 0: nothing does. docs/methods.md")
+                    "aimed at what the base alone returns), which needs no class pictures and costs less likeness: docs/methods.md")
+    prior_weight: float = Field(0.25, ge=0, le=10, description="weight of what keeps the class, beside 1 for the portraits; 0: nothing does, as in the maquette's presets. docs/methods.md")
     caption_dropout: float = Field(0.0, ge=0, le=0.5, description="share of empty captions, which are said to keep guidance working; 0.1 helped no measure on six users: docs/methods.md")
 
     @property
@@ -129,7 +129,7 @@ class NewWords(Record):
 
 
 class DreamBooth(Training):
-    """DreamBooth (arXiv 2208.12242): every weight of the UNet, under the trigger, with class pictures beside the portraits."""
+    """DreamBooth (arXiv 2208.12242): every weight of the UNet, under the trigger."""
 
     method: Literal["dreambooth"] = "dreambooth"
     learning_rate: float = Field(3e-4, gt=0, le=1.0, description="on one user AUC 0.90, at 1e-4 0.85; `lora` 0.92: docs/log.md, 2026-11-26")
@@ -181,23 +181,24 @@ METHODS: Mapping[str, type[Training]] = {kind.model_fields["method"].default: ki
 # huggingface/diffusers: for SD 1.5 at 512 px examples/dreambooth/README.md and examples/textual_inversion/README.md, for SDXL at 1024 px their
 # README_sdxl.md (their accumulated batches of 4 are a batch of 4 here, and 5e-4 for words is scaled by it); full DreamBooth on SDXL, for which there is
 # no example, has the numbers of SD 1.5. Pivotal tuning is words and factors one after the other. The class is kept by output preservation, at the
-# weight that the examples give class pictures: pictures of the class would have to be this base's own, and the ones that ship are the maquette's.
-_OWN: Mapping[str, Any] = {"prior": "dop", "prior_weight": 1.0}
+# weight that the examples give class pictures: pictures of the class would have to be this base's own, and the ones that ship are the maquette's. The maquette
+# keeps no class: of what could keep it, class pictures cost likeness, and output preservation helped no measure of four users: docs/methods.md.
+PRESERVATION: Mapping[str, Any] = {"prior": "dop", "prior_weight": 1.0}
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "maquette": {"textual_inversion": {}, **{method: {"decoder_steps": 100, "objective": {"prior": "dop"}} for method in ("dreambooth", "lora", "pivotal")}},
+    "maquette": {"textual_inversion": {}, **{method: {"decoder_steps": 100, "objective": {"prior_weight": 0.0}} for method in ("dreambooth", "lora", "pivotal")}},
     "sd15": {
-        "dreambooth": {"steps": 800, "batch": 1, "learning_rate": 5e-6, "checkpoint_every": 400, "objective": _OWN},
-        "lora": {"steps": 500, "batch": 1, "learning_rate": 1e-4, "targets": ["attention"], "checkpoint_every": 100, "objective": _OWN},
+        "dreambooth": {"steps": 800, "batch": 1, "learning_rate": 5e-6, "checkpoint_every": 400, "objective": PRESERVATION},
+        "lora": {"steps": 500, "batch": 1, "learning_rate": 1e-4, "targets": ["attention"], "checkpoint_every": 100, "objective": PRESERVATION},
         "textual_inversion": {"steps": 3000, "batch": 4, "learning_rate": 2e-3, "checkpoint_every": 500},
         "pivotal": {"steps": 1000, "batch": 1, "learning_rate": 1e-4, "vectors_learning_rate": 2e-3, "inversion_share": 0.5, "targets": ["attention"],
-                    "checkpoint_every": 100, "objective": _OWN},
+                    "checkpoint_every": 100, "objective": PRESERVATION},
     },
     "sdxl": {
-        "dreambooth": {"steps": 800, "batch": 1, "learning_rate": 5e-6, "checkpoint_every": 400, "objective": _OWN},
-        "lora": {"steps": 500, "batch": 4, "learning_rate": 1e-4, "targets": ["attention"], "checkpoint_every": 100, "objective": _OWN},
+        "dreambooth": {"steps": 800, "batch": 1, "learning_rate": 5e-6, "checkpoint_every": 400, "objective": PRESERVATION},
+        "lora": {"steps": 500, "batch": 4, "learning_rate": 1e-4, "targets": ["attention"], "checkpoint_every": 100, "objective": PRESERVATION},
         "textual_inversion": {"steps": 500, "batch": 4, "learning_rate": 2e-3, "checkpoint_every": 100},
         "pivotal": {"steps": 1000, "batch": 4, "learning_rate": 1e-4, "vectors_learning_rate": 2e-3, "inversion_share": 0.5, "targets": ["attention"],
-                    "checkpoint_every": 100, "objective": _OWN},
+                    "checkpoint_every": 100, "objective": PRESERVATION},
     },
 }
 

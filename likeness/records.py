@@ -5,9 +5,11 @@ A record is content: no times, hosts, paths or run ids in it, so that the same w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import to_jsonable_python
 
 from likeness import digest
 from likeness.digest import Digest
@@ -17,14 +19,31 @@ ClassNoun = Literal["man", "woman", "person", "dog"]
 Box = tuple[float, float, float, float]          # left, top, right, bottom
 
 
+def every_field(model: BaseModel) -> dict[str, Any]:
+    """Plain JSON data of a model, those fields too that its dump leaves out; secrets are masked."""
+    return {name: _plain(getattr(model, name)) for name in type(model).model_fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return every_field(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else to_jsonable_python(value)
+
+
 class Record(BaseModel):
     """Base of all records."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def plain(self) -> dict[str, Any]:
-        """Plain JSON data, every field written out."""
+        """Plain JSON data as it is stored and as its digest is taken: without fields that are younger than the record and say nothing where they are at their default."""
         return self.model_dump(mode="json")
+
+    def whole(self) -> dict[str, Any]:
+        """Plain JSON data of every field: what people are shown, and what may be written into settings, whose defaults are others."""
+        return every_field(self)
 
     @property
     def digest(self) -> str:

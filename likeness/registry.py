@@ -309,7 +309,7 @@ class _Projection:
     def write_run(self, run: Run) -> None:
         from mlflow.entities import Metric, Param, RunTag
         run_id, at = run.info.run_id, run.info.start_time      # metrics at the run's own start: written twice, they are stored once
-        params = [Param(k, str(v)) for k, v in flatten(self.dossier.recipe.plain()).items()]
+        params = [Param(k, str(v)) for k, v in flatten(self.dossier.recipe.whole()).items()]
         params += [Param("subject", self.dossier.subject.id), Param("noun", self.dossier.subject.noun)]
         adapter = self.dossier.adapter
         metrics = [Metric("loss", value, at, step) for step, value in adapter.losses]

@@ -165,7 +165,7 @@ def render_report(view: ReportView) -> str:
     return _template("report.html.j2").render(
         **_photos(view.photos, view.set_judgement), view=view, title=title, lead=lead, kind=view.verdict.kind if view.verdict else "none",
         groups=_by_prompt(view), scale=_scale(view), shares=_shares(view), curve=_curve(view.adapter.losses if view.adapter else ()), choice=_choice(view.adapter.curve if view.adapter else None),
-        timings=_timings(view), attempts=_attempts(view), recipe=list(flatten(view.recipe.plain()).items()) if view.recipe else [])
+        timings=_timings(view), attempts=_attempts(view), recipe=list(flatten(view.recipe.whole()).items()) if view.recipe else [])
 
 
 def data_uri(picture: bytes) -> str:

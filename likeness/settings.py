@@ -30,7 +30,7 @@ from likeness.intake.policy import IntakePolicy
 from likeness.ladder import MOST
 from likeness.once import ClaimPolicy
 from likeness.recipe import METHODS, RECIPE, Recipe, preset
-from likeness.records import BatteryPrompt, Record
+from likeness.records import BatteryPrompt, Record, every_field
 from likeness.store import is_key
 
 SHIPPED = Path(__file__).with_name("likeness.toml")
@@ -71,11 +71,15 @@ class Battery(Record):
         return prompts
 
 
+GUIDANCE: Mapping[str, float] = {"maquette": 3.0, "sd15": 7.0, "sdxl": 5.0}      # of each base: docs/bases.md
+
+
 class Sampling(Record):
     """How samples are drawn."""
 
     steps: int = Field(20, ge=1, le=1000)
-    guidance: float = Field(3.0, ge=0, le=50)
+    guidance: float = Field(GUIDANCE["maquette"], ge=0, le=50, description="classifier-free guidance; what is not said is the base's own: "
+                            + ", ".join(f"{base} {scale:g}" for base, scale in GUIDANCE.items()))
     batch: int = Field(8, ge=1, le=256)
     bare: int = Field(4, ge=2, le=64, description="pictures of the class noun alone, drawn with the adapter: they show whether every man has become this man")
 
@@ -369,7 +373,7 @@ class Settings(Section):
 
     def explain(self) -> list[tuple[str, str, str]]:
         """(key, value as JSON, source) of every setting, secrets masked."""
-        values = _flat(self.model_dump(mode="json"))
+        values = _flat(every_field(self))
         return [(key, _masked(json.dumps(value)), _source(key, self._sources) or "default in code") for key, value in sorted(values.items())]
 
 
@@ -438,6 +442,8 @@ def _read(merged: Mapping[str, Any]) -> Settings:
             recipe.setdefault("base", base)      # a recipe that names no base is for the one base there is
             if isinstance(recipe["base"], str) and recipe.get("method") in METHODS:
                 _complete(recipe, preset(recipe["method"], recipe["base"]))
+    if isinstance(base, str) and base in GUIDANCE and isinstance(filled.setdefault("sampling", {}), dict):
+        filled["sampling"].setdefault("guidance", GUIDANCE[base])
     # As JSON, because records are strict and TOML's arrays are lists where tuples are meant
     return Settings.model_validate_json(json.dumps(filled))
 

@@ -30,7 +30,7 @@ STAGES: Mapping[StageName, int] = {
     "crop": 3,
     "caption": 1,
     "assemble": 1,
-    "train": 2,
+    "train": 3,
     "sample": 4,
     "judge": 7,
     "register": 1,

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from likeness import digest
 from likeness.erasure import Fenced, check_not_forgotten
-from likeness.errors import ConsentMissing, InputError, IntegrityError, RecipeError
+from likeness.errors import ConsentMissing, InputError, IntegrityError, RecipeError, UnknownBase
 from likeness.lineage import note_base, note_code
 from likeness.once import Absent, Claim, find, once
 from likeness.records import BaseRef, BaseScores, Enrolment, Record
@@ -242,6 +242,16 @@ class Tools:
         if self.base_ref.name != "maquette":
             raise RecipeError(f"there are no class pictures drawn by base {self.base_ref.name!r}: set recipe.objective.prior = \"dop\", which needs none")
         return read_class_pictures(noun, side_px=self.base_ref.resolution_px)
+
+    def shipped_class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
+        """Class pictures that ship for this base and noun, with their captions: what a decoder is tuned on beside the portraits. M is 0 where none do."""
+        from models.maquette.companions import read_class_pictures
+
+        side_px = self.base_ref.resolution_px
+        if self.base_ref.name == "maquette":
+            with suppress(UnknownBase):
+                return read_class_pictures(noun, side_px=side_px)
+        return np.zeros((0, side_px, side_px, 3), np.uint8), []
 
     @cached_property
     def registry(self) -> Registry:

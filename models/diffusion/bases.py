@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from likeness.errors import IntegrityError, UnknownBase
 from likeness.records import BaseRef
+from likeness.settings import GUIDANCE
 from models.diffusion.families import FAMILIES, Family, Texts
 
 MAQUETTE = Path(__file__).parents[1] / "maquette"
@@ -47,10 +48,10 @@ class Entry:
 
 
 CATALOGUE: Mapping[str, Entry] = {
-    "maquette": Entry("sd15", 128, "v_prediction", "Apache-2.0; trained on CC0 renders, no real person", "zqaa", 3.0, MAQUETTE / "weights", framings=("tight",)),
-    "sd15": Entry("sd15", 512, "epsilon", "CreativeML Open RAIL-M", "sks", 7.0,
+    "maquette": Entry("sd15", 128, "v_prediction", "Apache-2.0; trained on CC0 renders, no real person", "zqaa", GUIDANCE["maquette"], MAQUETTE / "weights", framings=("tight",)),
+    "sd15": Entry("sd15", 512, "epsilon", "CreativeML Open RAIL-M", "sks", GUIDANCE["sd15"],
                   hub=("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14")),
-    "sdxl": Entry("sdxl", 1024, "epsilon", "CreativeML Open RAIL++-M", "sks", 5.0,
+    "sdxl": Entry("sdxl", 1024, "epsilon", "CreativeML Open RAIL++-M", "sks", GUIDANCE["sdxl"],
                   hub=("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b")),
 }
 

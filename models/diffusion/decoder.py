@@ -3,7 +3,7 @@
 The latents of a small VAE hold too little of a face for a recogniser: decoding moves it, whatever the network drew. A decoder that has seen
 the portraits puts back what is the same in all of them. It learns to undo the base's own encoder on the subject's crops, so it needs no
 prompt, no noise schedule and no network but itself, and is trained apart from the method, in seconds. A third of every batch are class pictures,
-where there are some, so that it goes on drawing everybody else.
+where there are some, whatever the method keeps the class with: without them it draws the subject's face on others (docs/adr/0005-the-decoder-learns-too.md).
 
 Shapes: N portraits, M class pictures, B pictures of a batch, S pixels, H latent sides, S = 8 H or whatever the VAE's factor is.
 """
@@ -39,7 +39,7 @@ class DecoderStep(OfWeights):
         self._base, self._inputs, self._seed, self._batch = base, inputs, recipe.seed, recipe.batch
         face = 1 + FACE_WEIGHT * inputs.masks_NSS
         self._pixel_weight_NSS = face / face.mean((1, 2), keepdim=True)
-        self._priors = max(1, recipe.batch // 2) if recipe.objective.wants_class_pictures and inputs.class_captions else 0
+        self._priors = max(1, recipe.batch // 2) if inputs.class_captions else 0
 
     def pictures(self, step: int) -> int:
         return self._batch + self._priors

@@ -14,7 +14,7 @@ from likeness.ladder import MOST, RULES, Attempt, best, differences, next_step
 from likeness.recipe import METHODS, RECIPE, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
 from likeness.records import Finding, Measurements, Reason, SampleScore, Verdict
 
-DOP = Objective(prior="dop")           # as in the presets; a recipe of the class alone has class pictures, as recipes had before there was a choice
+NONE, DOP = Objective(prior_weight=0.0), Objective(prior="dop")           # the maquette's presets keep no class; a recipe of the class alone has class pictures
 
 
 def verdict(*codes: str, kind: str = "retry", identity: float | None = 0.2) -> Verdict:
@@ -81,16 +81,18 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (Lora(steps=800, rank=64, min_rank=8), "identity", Pivotal(steps=1200, rank=64, min_rank=8), "pivotal instead of lora"),
     (Lora(), "copies", Lora(steps=100), "steps 100 (was 200), because copies is not"),
     (Lora(steps=50), "copies", Lora(steps=50, objective=Objective(prior_weight=0.5)), "prior weight 0.5 (was 0.25)"),
-    (Lora(steps=50, objective=Objective(prior_weight=0.0)), "copies", Lora(steps=50, objective=Objective(prior="dop")), "prior dop"),
+    (Lora(steps=50, objective=NONE), "copies", Lora(steps=50, objective=Objective(prior="dop", prior_weight=1.0)), "prior dop (was class_pictures), prior weight 1 (was 0)"),
+    (Lora(objective=NONE), "diversity", Lora(objective=Objective(prior="dop", prior_weight=1.0)), "prior dop"),
+    (Lora(objective=Objective(prior="dop", prior_weight=0.0)), "diversity", Lora(objective=Objective(prior="dop", prior_weight=1.0)), "prior weight 1 (was 0)"),
     (DreamBooth(steps=50), "faces", DreamBooth(steps=50, learning_rate=1.5e-4), "learning rate 0.00015 (was 0.0003)"),
     (TextualInversion(), "copies", TextualInversion(steps=100), "steps 100"),
-    (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7, decoder_steps=100, objective=DOP), "pivotal instead of textual_inversion"),
+    (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7, decoder_steps=100, objective=NONE), "pivotal instead of textual_inversion"),
     (Lora(steps=800, rank=64, objective=DOP), "identity", Pivotal(steps=1200, rank=64, objective=DOP), "pivotal instead of lora"),
     (Lora(objective=DOP), "drift", Lora(objective=Objective(prior="dop", prior_weight=0.5)), "prior weight 0.5 (was 0.25)"),
     (DreamBooth(steps=800, objective=Objective(caption_dropout=0.2)), "identity", Pivotal(objective=Objective(caption_dropout=0.2)), "pivotal instead of dreambooth"),
     (Lora(), "defects", Lora(learning_rate=1.5e-3), "learning rate 0.0015 (was 0.003), because defects is not"),
     (Lora(), "diversity", Lora(objective=Objective(prior="dop")), "prior dop"),
-    (Lora(objective=Objective(prior="dop", prior_weight=2.0)), "diversity", Lora(objective=Objective(prior="dop", prior_weight=2.0, caption_dropout=0.1)), "caption dropout 0.1 (was 0)"),
+    (Lora(objective=Objective(prior="dop", prior_weight=4.0)), "diversity", Lora(objective=Objective(prior="dop", prior_weight=4.0, caption_dropout=0.1)), "caption dropout 0.1 (was 0)"),
     (Lora(learning_rate=0.024), "faces", Lora(), "learning rate 0.003 (was 0.024), because faces is not"),
     (Lora(learning_rate=0.012), "diversity", Lora(), "learning rate 0.003 (was 0.012)"),
     (Lora(learning_rate=1e-3), "diversity", Lora(learning_rate=1e-3, objective=Objective(prior="dop")), "prior dop"),

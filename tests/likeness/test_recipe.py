@@ -76,7 +76,7 @@ def test_the_pivot_leaves_at_least_one_step_of_tuning(steps: int, share: float, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_presets_are_recipes(method: str) -> None:
-    measured = {} if method == "textual_inversion" else {"decoder_steps": 100, "objective": Objective(prior="dop")}
+    measured = {} if method == "textual_inversion" else {"decoder_steps": 100, "objective": Objective(prior_weight=0.0)}
     assert RECIPE.validate_python(preset(method, "maquette"), strict=False) == METHODS[method](**measured)  # type: ignore[call-arg]
     for base, of_base in PRESETS.items():
         recipe = RECIPE.validate_python(preset(method, base), strict=False)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from likeness.errors import BadSettings
-from likeness.recipe import RECIPE, Pivotal, TextualInversion, preset
-from likeness.settings import CATEGORIES, SHIPPED, S3StoreSettings, Settings, default_home, load_settings
+from likeness.recipe import RECIPE, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
+from likeness.settings import CATEGORIES, GUIDANCE, SHIPPED, S3StoreSettings, Sampling, Settings, default_home, load_settings
 from models.maquette.vocabulary import SLOTS
 
 
@@ -26,9 +26,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def problems(config: Path | None = None) -> list[str]:
+def problems(config: Path | None = None, overrides: dict[str, object] | None = None) -> list[str]:
     with pytest.raises(BadSettings) as caught:
-        load_settings(config)
+        load_settings(config, overrides)
     return [line.strip() for line in caught.value.message.splitlines()[1:]]
 
 
@@ -40,13 +40,13 @@ def source_of(settings: Settings, key: str) -> tuple[str, str]:
 
 def test_each_layer_wins_over_the_one_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert source_of(load_settings(), "sampling.steps") == ("20", "shipped likeness.toml")
-    (elsewhere / "likeness.toml").write_text("[sampling]\nsteps = 21\nguidance = 4.5\n")
+    (elsewhere / "likeness.toml").write_text("[sampling]\nsteps = 21\nbare = 5\n")
     assert source_of(load_settings(), "sampling.steps") == ("21", "likeness.toml")
     named = elsewhere / "mine.toml"
     named.write_text("sampling.steps = 22\n")
     monkeypatch.setenv("LIKENESS_CONFIG", str(named))
     assert source_of(load_settings(), "sampling.steps") == ("22", "mine.toml")
-    assert source_of(load_settings(), "sampling.guidance") == ("3.0", "shipped likeness.toml")     # one file, not both
+    assert source_of(load_settings(), "sampling.bare") == ("4", "shipped likeness.toml")     # one file, not both
     assert source_of(load_settings(elsewhere / "likeness.toml"), "sampling.steps") == ("21", "likeness.toml")
     monkeypatch.setenv("LIKENESS_SAMPLING__STEPS", "23")
     assert source_of(load_settings(), "sampling.steps") == ("23", "environment LIKENESS_SAMPLING__STEPS")
@@ -110,6 +110,29 @@ def test_a_recipe_without_a_base_is_for_the_one_base(elsewhere: Path) -> None:
     assert settings.ladder == (settings.recipe.model_copy(update={"steps": 300}),)
     (elsewhere / "likeness.toml").write_text('base = "sd15"\nrecipe.base = "sdxl"\n')
     assert "base is 'sd15', a recipe says 'sdxl'" in problems()[0]
+
+
+def test_a_base_is_sampled_with_its_own_guidance_unless_another_is_named(elsewhere: Path) -> None:
+    assert load_settings().sampling == Sampling()
+    for base, scale in GUIDANCE.items():
+        assert load_settings(overrides={"base": base}).sampling == Sampling(guidance=scale)
+        assert load_settings(overrides={"base": base, "sampling.steps": 30, "sampling.guidance": 1.5}).sampling == Sampling(steps=30, guidance=1.5)
+    assert "is 'sd15'" in problems(overrides={"base": "sd15", "recipe.base": "sdxl"})[0]
+    (elsewhere / "likeness.toml").write_text('base = "sd15"\nsampling = 3\n')
+    assert problems()[0].startswith("sampling")
+
+
+@pytest.mark.parametrize("recipe", [Lora(), Lora(decoder_steps=7, objective=Objective(prior="dop")), Pivotal(min_rank=2)], ids=["defaults", "others", "more"])
+def test_a_recipe_that_is_shown_comes_back_through_settings_as_itself(recipe: Recipe, elsewhere: Path) -> None:
+    """Presets fill in what a recipe does not say; what `run --json` offers for `ladder` says everything."""
+    assert load_settings(overrides={"ladder": [recipe.whole()]}).ladder == (recipe,)
+    assert load_settings(overrides={"recipe": recipe.whole()}).recipe == recipe
+
+
+def test_every_setting_is_explained_at_its_default_too(elsewhere: Path) -> None:
+    rows = {key: (value, source) for key, value, source in load_settings(overrides={"recipe.objective.prior": "class_pictures"}).explain()}
+    assert rows["recipe.objective.prior"] == ('"class_pictures"', "flag")
+    assert rows["gate.max_more_seeds"] == ("2", "default in code")
 
 
 def test_the_method_chooses_the_preset_and_what_is_named_wins_over_it(elsewhere: Path) -> None:

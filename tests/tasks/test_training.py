@@ -157,6 +157,18 @@ def test_a_base_that_drew_no_class_pictures_is_not_given_those_of_another(tools:
         other.class_pictures("woman")
 
 
+def test_a_decoder_is_tuned_on_class_pictures_where_some_ship(tools: Tools, training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(training, "encode", lambda *a, **k: seen.append(len(k["class_captions"])) or encode(*a, **k))
+    none = Objective(prior_weight=0.0)
+    for seed, (noun, steps) in enumerate((("woman", 1), ("woman", 0), ("dog", 1)), 70):          # seeds of their own, or what others trained is found
+        trained(tools, training_set.model_copy(update={"noun": noun}), Lora(steps=1, batch=1, rank=2, objective=none, decoder_steps=steps, seed=seed))
+    assert seen == [len(read_class_pictures("woman", side_px=128)[1]), 0, 0]
+    other = Tools(tools.settings)
+    other.__dict__["base_ref"] = tools.base_ref.model_copy(update={"name": "sd15"})
+    assert other.shipped_class_pictures("woman")[1] == []
+
+
 @pytest.fixture(scope="module")
 def inputs(tools: Tools) -> TrainingInputs:
     images, captions = read_class_pictures("woman", side_px=128)
