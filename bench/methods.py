@@ -7,7 +7,7 @@ impostors. Both sides get the same base, crops, class pictures, steps, batch and
 what they trained is drawn by one sampler with the same prompts and seeds. Everything is a cell: the command goes on where it was stopped, user by
 user, and says how many cells are there. Without REFERENCE_SCRIPTS only cells that are there already stand for the scripts.
 
---rates draws the first user with every learning rate of every script. --checkpoints draws the checkpoints of `lora` and of its script. --ablations leaves one ingredient of `lora` out at a time. --show makes nothing.
+--rates draws the first user with every learning rate of every script. --checkpoints draws the checkpoints of `lora` and of its script. --ablations leaves one ingredient of `lora` out at a time, or puts one in. --show makes nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bench.rivals import RIVALS, Rival
 from bench.spent import run_measured
 from bench.training import ADAPTER, prepare
 from likeness import gate
-from likeness.recipe import RECIPE, Recipe, preset
+from likeness.recipe import PRESERVATION, RECIPE, Recipe, preset
 from likeness.records import BatteryPrompt
 from likeness.settings import load_settings
 from models.captions.slots import SlotReader, subject_captions
@@ -65,7 +65,7 @@ Wanted = Sequence[tuple[BatteryPrompt, int]]
 @dataclass(frozen=True)
 class Row:
     """One line of the table: a training of ours, of a script, or none; `tuned`: drawn with the decoder that it tuned, if it tuned one; `step`: drawn
-    from a checkpoint of a LoRA.
+    from a checkpoint of a LoRA; `classless`: the decoder saw the portraits alone; without `network` the base draws the class noun, and the decoder is all that is the training's.
     """
 
     name: str
@@ -73,6 +73,8 @@ class Row:
     rival: Rival | None = None
     tuned: bool = True
     step: int | None = None
+    classless: bool = False
+    network: bool = True
 
 
 @dataclass
@@ -133,7 +135,8 @@ def checkpoint_rows() -> list[Row]:
 def ablation_rows() -> list[Row]:
     """`lora`, and `lora` without one ingredient; what an ingredient is for stands in ABLATIONS. The other methods that keep a class, and those with other priors."""
     lora = recipe_of(preset("lora", "maquette"))
-    made = [Row("lora", lora), Row("lora" + OWN_DECODER, lora, tuned=False), *(Row(name, changed("lora", name)) for name in ABLATIONS)]
+    made = [Row("lora", lora), Row("lora" + OWN_DECODER, lora, tuned=False), *(Row(name, changed("lora", name)) for name in ABLATIONS), Row(ALONE)]
+    made += [Row(CLASSLESS, lora, classless=True), Row(MASK, lora, network=False), Row(CLASSLESS_MASK, lora, classless=True, network=False)]
     for method in ALSO_KEEP:
         made += [Row(method, recipe_of(preset(method, "maquette"))), *(Row(f"{method}, {name}", changed(method, name)) for name in PRIORS)]
     return made
@@ -146,15 +149,16 @@ def changed(method: str, name: str) -> Recipe:
 
 
 ALSO_KEEP = ("dreambooth", "pivotal")
-PRIORS = (CLASS_PICTURES, STRONG) = ("class pictures instead of output preservation", "output preservation, weight 1")
+PRIORS = (CLASS_PICTURES, PRESERVED) = ("class pictures", "output preservation")
+CLASSLESS, MASK, CLASSLESS_MASK = "decoder of portraits alone", "base alone, tuned decoder", "base alone, decoder of portraits alone"
 # what is left out, or put in: (the measure that it is for, the change). The decoder is left out by drawing with the base's own: the other half of the training is the same.
 ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "no min-SNR weights": ("auc", {"objective": {"min_snr": 1000.0}}),
     "no face mask": ("auc", {"objective": {"background_weight": 1.0}}),
     "no factors in convolutions": ("auc", {"targets": ["attention"]}),
-    "no output preservation": ("drift", {"objective": {"prior_weight": 0.0}}),
-    CLASS_PICTURES: ("auc", {"objective": {"prior": "class_pictures"}}),
-    STRONG: ("drift", {"objective": {"prior_weight": 1.0}}),
+    CLASS_PICTURES: ("drift", {"objective": {"prior": "class_pictures", "prior_weight": 0.25}}),
+    PRESERVED: ("drift", {"objective": dict(PRESERVATION)}),
+    f"{PRESERVED}, weight 4": ("drift", {"objective": {**PRESERVATION, "prior_weight": 4.0}}),
     "with empty captions": ("editability", {"objective": {"caption_dropout": 0.1}}),
 }
 
@@ -163,7 +167,8 @@ def comparisons(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(row of ours, row that it is compared with)."""
     names = [row.name for row in rows]
     if any(name.endswith(tuple(ABLATIONS)) for name in names):
-        pairs = [("lora", name) for name in ("lora" + OWN_DECODER, *ABLATIONS)] + [(method, f"{method}, {name}") for method in ALSO_KEEP for name in PRIORS]
+        pairs = [("lora", name) for name in ("lora" + OWN_DECODER, CLASSLESS, *ABLATIONS)] + [(method, f"{method}, {name}") for method in ALSO_KEEP for name in PRIORS]
+        pairs += [(MASK, ALONE), (MASK, CLASSLESS_MASK)]
         return [(ours, other) for ours, other in pairs if ours in names and other in names]
     pairs = [(m, RIVALS[m if m in RIVALS else "lora"].script) for m in ("lora", "dreambooth", "textual_inversion", "pivotal")]
     pairs = [p for ours, theirs in pairs for p in ((ours, theirs), (ours + OWN_DECODER, theirs))]
@@ -200,7 +205,7 @@ def training(study: Study, row: Row, user: User) -> tuple[str, dict[str, Any], C
     def by_us(folder: Path) -> None:
         who = f"{base.trigger} {user.noun}"
         captions = [text for text, _, _ in subject_captions(study.reader, user.crops, [None] * len(user.crops), who=who)]
-        wants = recipe.objective.wants_class_pictures or recipe.decoder_steps > 0
+        wants = recipe.objective.wants_class_pictures or (recipe.decoder_steps > 0 and not row.classless)
         prepare(folder, recipe, noun=user.noun, crops=user.crops, masks=np.stack([bench.faces.face_mask(crop) for crop in user.crops]), captions=captions,
                 class_images=class_images[:None if wants else 0], class_captions=class_captions[:None if wants else 0])
         spent = run_measured([sys.executable, "-m", "bench.training", str(folder.resolve())], log=folder / "log.txt", cwd=Path(__file__).parents[1],
@@ -209,7 +214,7 @@ def training(study: Study, row: Row, user: User) -> tuple[str, dict[str, Any], C
         priors = getattr(recipe.objective, "prior_weight", 0) > 0
         _say_spent(folder, spent.plain(), recipe.batch + (max(1, recipe.batch // 2) if priors else 0))
 
-    return "trained-ours", depends | {"recipe": recipe.digest} | ({"decoder": "sees the class"} if recipe.decoder_steps and not recipe.objective.wants_class_pictures else {}), by_us
+    return "trained-ours", depends | {"recipe": recipe.digest} | ({"decoder": "sees the class"} if recipe.decoder_steps and not recipe.objective.wants_class_pictures and not row.classless else {}), by_us
 
 
 def _say_spent(folder: Path, spent: dict[str, Any], pictures: int) -> None:
@@ -238,7 +243,7 @@ def drawn(study: Study, row: Row, user: User) -> Drawing | None:
         if not bench.cells.has(name, trained_from) and (not study.make or (row.rival is not None and study.scripts is None)):
             return None
         folder = bench.cells.files(name, trained_from, make)
-        source |= {"trained": trained_from, "tuned": row.tuned, "step": row.step}
+        source |= {"trained": trained_from, "tuned": row.tuned, "step": row.step} | ({} if row.network else {"network": False})
         spent |= json.loads((folder / "spent.json").read_text())
     sets = {"methods-alone" if alone else "methods-samples": ([p.template for p, _ in study.wanted], [s for _, s in study.wanted]),
             "methods-alone-bare" if alone else "methods-bare": ([f"a photo of a {user.noun}"] * BARE, list(range(BARE)))}
@@ -273,8 +278,10 @@ def trained(study: Study, row: Row, user: User, folder: Path) -> Iterator[tuple[
             tensors = {k: v for k, v in tensors.items() if k.startswith(PREFIX)} | load_file(folder / f"at-{row.step}.safetensors")
         if not row.tuned:
             recipe, tensors = recipe.model_copy(update={"decoder_steps": 0}), {k: v for k, v in tensors.items() if not k.startswith(PREFIX)}
+        if not row.network:
+            tensors = {k: v if k.startswith(PREFIX) else torch.zeros_like(v) for k, v in tensors.items()}
         with adapted(base, tensors, recipe):
-            yield base, f"{base.trigger} {user.noun}"
+            yield base, f"{base.trigger} {user.noun}" if row.network else user.noun
 
 
 # -- what is seen in them, once
