@@ -198,6 +198,15 @@ def _empty_captions(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe
     return _prior(recipe, caption_dropout=DROPPED)
 
 
+def _class_pictures(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
+    """Class pictures, where nothing keeps the class: they keep heads turning, docs/methods.md."""
+    objective = recipe.objective
+    if not isinstance(objective, Objective) or objective.prior_weight > 0:
+        return None
+    usual = Objective()
+    return _prior(recipe, prior=usual.prior, prior_weight=usual.prior_weight)
+
+
 def _output_preservation(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
     objective = recipe.objective
     if not isinstance(objective, Objective) or (objective.prior == "dop" and objective.prior_weight > 0):
@@ -210,7 +219,7 @@ RULES: Mapping[str, tuple[_Change, ...]] = {
     "defects": (_usual_rate, _lower_rate, _fewer_steps, _stronger_prior),
     "copies": (_usual_rate, _fewer_steps, _stronger_prior, _lower_rate),
     "editability": (_usual_rate, _fewer_steps, _stronger_prior, _output_preservation),
-    "diversity": (_usual_rate, _output_preservation, _stronger_prior, _empty_captions, _fewer_steps),
+    "diversity": (_usual_rate, _class_pictures, _output_preservation, _stronger_prior, _empty_captions, _fewer_steps),
     "drift": (_usual_rate, _stronger_prior, _output_preservation, _fewer_steps),
     "identity": (_more_steps, _more_rank, _pivotal),
 }

@@ -82,8 +82,9 @@ def test_the_rules_alone_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (Lora(), "copies", Lora(steps=100), "steps 100 (was 200), because copies is not"),
     (Lora(steps=50), "copies", Lora(steps=50, objective=Objective(prior_weight=0.5)), "prior weight 0.5 (was 0.25)"),
     (Lora(steps=50, objective=NONE), "copies", Lora(steps=50, objective=Objective(prior="dop", prior_weight=1.0)), "prior dop (was class_pictures), prior weight 1 (was 0)"),
-    (Lora(objective=NONE), "diversity", Lora(objective=Objective(prior="dop", prior_weight=1.0)), "prior dop"),
-    (Lora(objective=Objective(prior="dop", prior_weight=0.0)), "diversity", Lora(objective=Objective(prior="dop", prior_weight=1.0)), "prior weight 1 (was 0)"),
+    (Lora(objective=NONE), "diversity", Lora(), "prior weight 0.25 (was 0)"),
+    (Lora(objective=Objective(prior="dop", prior_weight=0.0)), "diversity", Lora(), "prior class_pictures (was dop), prior weight 0.25 (was 0)"),
+    (Lora(objective=NONE), "drift", Lora(objective=Objective(prior="dop", prior_weight=1.0)), "prior dop"),
     (DreamBooth(steps=50), "faces", DreamBooth(steps=50, learning_rate=1.5e-4), "learning rate 0.00015 (was 0.0003)"),
     (TextualInversion(), "copies", TextualInversion(steps=100), "steps 100"),
     (TextualInversion(steps=800, vectors=7), "identity", Pivotal(vectors=7, decoder_steps=100, objective=NONE), "pivotal instead of textual_inversion"),
@@ -123,6 +124,12 @@ def test_between_too_few_and_too_many_lies_the_middle() -> None:
     assert middle == Lora(steps=300)
     assert after(attempt(Lora(steps=400), "copies", identity=0.1), attempt(Lora(), "identity", identity=0.2)) == middle
     assert after(few, many, attempt(middle, "copies", identity=0.5)).steps == 400      # goes on at the best one, with the next change
+
+
+def test_alike_samples_are_answered_with_class_pictures_and_then_with_output_preservation() -> None:
+    first, second = attempt(Lora(objective=NONE), "diversity"), attempt(Lora(), "diversity")
+    assert after(first, second) == Lora(objective=Objective(prior="dop", prior_weight=1.0))          # goes on at the first, which is as good
+    assert after(first, attempt(Lora(), "diversity", identity=0.6)) == Lora(objective=DOP)
 
 
 def test_what_did_not_help_is_left_and_the_best_goes_on() -> None:
