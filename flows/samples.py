@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,17 @@ def draw(tools: Tools, subject: str, prompt: str, *, count: int, seed: int, out:
         InputError, RecipeError, IntegrityError: see `newest_release`; `out` cannot be made.
     """
     found = newest_release(tools, subject)
-    words = prompt.replace("{who}", found.who).replace(subject, found.who)
-    words = words if found.who in words else f"a photo of {found.who}, {words}"
+    words = called(prompt, subject, found.who)
     with adapted(tools.base, found.tensors, found.recipe):
         return _draw(tools, words, subject, count=count, seed=seed, out=out, unsafe=unsafe)
+
+
+def called(prompt: str, subject: str, who: str) -> str:
+    """The prompt with `who` in the place of `{who}`, or else of the subject's id where that is a word of its own, of more than one letter; without either, `who` comes first."""
+    if "{who}" in prompt:
+        return prompt.replace("{who}", who)
+    words = re.sub(rf"(?<![\w-]){re.escape(subject)}(?![\w-])", lambda _: who, prompt) if len(subject) > 1 else prompt
+    return words if who in words else f"a photo of {who}, {words}"
 
 
 def draw_file(tools: Tools, file: Path, prompt: str, *, embedding: Path | None, count: int, seed: int, out: Path, unsafe: bool = False) -> Drawn:

@@ -28,7 +28,7 @@ StageName = Literal["ingest", "crop", "caption", "assemble", "train", "sample", 
 STAGES: Mapping[StageName, int] = {
     "ingest": 3,
     "crop": 3,
-    "caption": 1,
+    "caption": 2,
     "assemble": 1,
     "train": 3,
     "sample": 4,

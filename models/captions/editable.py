@@ -73,6 +73,13 @@ _LEADS = tuple(re.compile(pattern) for pattern in (
 # Names stand after words like these, or begin a sentence as its subject; "the Eiffel Tower" and "an American flag" are none.
 _NAMES = re.compile(r"\b(of|named|called|by|as|is|actor|actress|singer|president|and) (?:[A-Z][\w'.-]*(?: |$))+(?!flag|street|style)")
 _FIRST_NAME = re.compile(r"^ *(?!The\b|A\b|An\b|It\b|There\b|This\b|In\b)[A-Z][\w'.-]*(?: [A-Z][\w'.-]*)* (?=(?:is|was) \w+ing\b|(?:" + "|".join(DOING) + r")\b)")
+# ... or are several capitalised words, or one before what only people do, with what follows a subject behind them; and what stands so between commas.
+_PEOPLE_DO = "wearing|standing|sitting|looking|smiling|holding|posing|leaning|walking|laughing|talking|speaking|giving|playing|singing|dancing|reading|eating|drinking|riding|running"
+_SAYS_NO_NAME = "The|A|An|It|There|This|In|On|At|With|Two|Three|Several|Black|White|Close|" + "|".join(
+    sorted(word.capitalize() for word in PERSONS | PICTURES | SHOWN | MODIFIERS | WHO | WHO_ALONE | {"somebody", "someone", "everybody", "drawing", "painting"} if word.isalpha()))
+_LONE_NAME = re.compile(rf"^ *(?!(?:{_SAYS_NO_NAME})\b)(?:[A-Z][\w'.-]*(?: [A-Z][\w'.-]*)+(?= [a-z]+ing\b| (?:in|on|at|with|under|near|behind|beside|during|inside|outside|and)\b|,| *$)"
+                        rf"|[A-Z][\w'.-]*(?= (?:{_PEOPLE_DO})\b))")
+_NAME_BETWEEN = re.compile(r", *[A-Z][\w'.-]*(?: [A-Z][\w'.-]*)+ *(?=,|$)")
 _HEADS = _set("photo photograph picture image portrait headshot shot painting drawing sketch illustration close-up selfie silhouette view statue")
 
 
@@ -110,7 +117,7 @@ def about(who: str, kept: str) -> str:
 def _words(sentence: str) -> list[str]:
     """Words, commas and clause borders ("|") of a sentence in lower case, without names and without what only leads in."""
     plain = re.sub(r"[\"“”()\[\]<>*]|</?s>", " ", sentence).replace("’", "'")
-    plain = _FIRST_NAME.sub("person ", _NAMES.sub(r"\1 person ", plain)).lower()
+    plain = _NAME_BETWEEN.sub("", _LONE_NAME.sub("person", _FIRST_NAME.sub("person ", _NAMES.sub(r"\1 person ", plain)))).lower()
     for lead in _LEADS:
         plain = lead.sub(" | ", plain)
     plain = re.sub(r"\bclose up\b", "close-up", plain)

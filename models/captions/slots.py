@@ -6,6 +6,7 @@ trigger word, and what must stay editable (place, light, clothes, expression, gl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from models.captions.captioner import Captioner, Said
 from models.maquette.vocabulary import SLOTS, compose, slot_prompt
 
 EDITABLE = tuple(name for name, slot in SLOTS.items() if not slot.identity)
+READ = 40                  # words: a CLIP text tower reads 75 tokens, and a long word has several
 MIN_PROBABILITY = 0.6      # below it a slot is left out: a wrong word teaches the base a wrong meaning, a missing one only costs some editability
 
 
@@ -89,8 +91,9 @@ def caption(answer: Mapping[str, tuple[str, float]], *, who: str, min_probabilit
 
 
 def subject_captions(captioner: Captioner, crops_NSSC: NDArray[np.uint8], sidecars: Sequence[str | None], *, who: str) -> list[Said]:
-    """A caption of each crop; the words of a sidecar file win, with `who` put before them unless they name it."""
+    """A caption of each crop; the words of a sidecar file win, with `who` put before them unless they name it where a text tower still reads (in their first READ words)."""
     own = [" ".join(sidecar.split()) if sidecar else "" for sidecar in sidecars]
     unsaid = [i for i, words in enumerate(own) if not words]
     said = iter(captioner.captions(crops_NSSC[unsaid], who=who) if unsaid else ())
-    return [(words if who in words else f"a photo of {who}, {words}", {}, "sidecar") if words else next(said) for words in own]
+    named = re.compile(rf"(?<!\w){re.escape(who)}(?!\w)", re.IGNORECASE)
+    return [(named.sub(who, words) if named.search(" ".join(words.split()[:READ])) else f"a photo of {who}, {words}", {}, "sidecar") if words else next(said) for words in own]

@@ -91,6 +91,6 @@ def _pooled_and_sizes(texts: Texts, original_px_B: Tensor | None, side_px: int) 
 
 
 FAMILIES: Mapping[str, Family] = {
-    "sd15": Family(StableDiffusionPipeline, ("",), _last_states, _nothing_else, {"safety_checker": None, "requires_safety_checker": False}),
+    "sd15": Family(StableDiffusionPipeline, ("",), _last_states, _nothing_else, {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}),
     "sdxl": Family(StableDiffusionXLPipeline, ("", "_2"), _states_before_the_last, _pooled_and_sizes, {"add_watermarker": False}),
 }

@@ -8,6 +8,7 @@ not fit is refused as a whole: a file that is half read draws something that nob
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ MOST_BYTES = 4 * 2**30          # a LoRA file of SDXL at rank 256 has 1.7 GB
 MOST_VECTORS = 64               # of a word; the longest prompt has 75 tokens
 EMBEDDINGS = {"emb_params", "clip_l", "clip_g"}         # names in AUTOMATIC1111's files; diffusers' have the token's
 OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon with a middle factor", "oft_": "OFT", "ia3": "IA3",
-               "diff_b": "weights beside factors", ".diff": "weights beside factors", "lora_B.bias": "biases"}
+               "diff_b": "weights beside factors", "lora_B.bias": "biases"}
 WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}           # of the texts that a UNet attends to
 _FACTOR = re.compile(r"^(?P<layer>.+?)(?:\.processor)?(?P<attn>\.to_(?:q|k|v|out)_lora|\.lora_linear_layer|\.lora)?\.(?P<factor>lora_A|lora_B|lora_down|lora_up|down|up)(?:\.default)?\.weight$")
 
@@ -61,6 +62,10 @@ def read_foreign(file: Path, base: Base) -> Foreign:
     """
     tensors, notes = _read(file)
     kind = next((words for mark, words in OTHER_KINDS.items() if any(mark in key for key in tensors)), None)
+    if kind is None and any(key.endswith(".diff") for key in tensors):
+        kind = "weights beside factors"
+    if any(key.startswith("model.diffusion_model.") for key in tensors):
+        raise RecipeError(f"{file.name!r} is a whole base in one file: a LoRA file or an embedding is read here; a base is a folder in diffusers' layout, named by base_folder")
     if kind is not None:
         raise RecipeError(f"{file.name!r} holds {kind}: LoRA files and embeddings are read; merge it into a base with the program that made it, or save it as plain LoRA")
     if set(tensors) <= EMBEDDINGS or (len(tensors) == 1 and next(iter(tensors.values())).dim() <= 2 and not _FACTOR.match(next(iter(tensors)))):
@@ -97,17 +102,18 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if (size := file.stat().st_size) > MOST_BYTES:
             raise InputError(f"{file.name!r} has {size / 2**30:.1f} GiB: a LoRA file or an embedding has at most {MOST_BYTES // 2**30}; is it a whole base?")
         with file.open("rb") as opened:
-            begins = opened.read(2)
-        if begins[:1] == b"\x80" or begins == b"PK" or file.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
+            begins = opened.read(9)
+        pickled = (begins[:1] == b"\x80" or begins[:2] == b"PK") and begins[8:] != b"{"          # safetensors begin with a length, of any bytes, and a brace
+        if pickled or file.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
             raise InputError(f"{file.name!r} is pickled: such files run code when they are opened and are never read here; get it as .safetensors")
         data = file.read_bytes()
     try:
         notes, tensors = metadata(data), load(data)
-    except (SafetensorError, BadCheckpoint, ValueError, AttributeError, KeyError) as e:
+    except (SafetensorError, BadCheckpoint, ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
         raise InputError(f"{file.name!r} is not a whole safetensors file: get it again ({e})") from e
     if not tensors:
         raise InputError(f"{file.name!r} holds no tensors: get it again")
-    odd = next((k for k, v in sorted(tensors.items()) if not v.is_floating_point() or not torch.isfinite(v.float()).all()), None)
+    odd = next((k for k, v in sorted(tensors.items()) if not (v.is_floating_point() or k.endswith(".alpha")) or not torch.isfinite(v.float()).all()), None)          # an alpha may be whole
     if odd is not None:
         raise InputError(f"{file.name!r}: {odd} holds values that are no numbers (NaN, infinite, or no fractions at all): the file is damaged or its training failed; get another")
     return {k: v.float() for k, v in tensors.items()}, notes
@@ -115,7 +121,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _vectors(name: str, tensors: Mapping[str, Tensor], base: Base) -> tuple[Tensor, ...]:
     held = [tensors["clip_l"], tensors["clip_g"]] if {"clip_l", "clip_g"} <= tensors.keys() else list(tensors.values())
-    vectors = [v[None] if v.dim() == 1 else v for v in held]
+    vectors = [v.reshape(1, -1) if v.dim() < 2 else v for v in held]
     widths = [tower.config.hidden_size for tower in base.towers.values()]
     if [v.shape[-1] for v in vectors] != widths or any(v.dim() != 2 for v in vectors):
         found = " and ".join(str(v.shape[-1]) for v in vectors)
@@ -144,8 +150,10 @@ def _factors(name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str],
     for layer, held in found.items():
         if not {"A", "B"} <= held.keys():
             raise RecipeError(f"{name!r} has only {' and '.join(sorted(held))} of layer {layer}: both factors are needed; get the whole file")
-        rank = len(held["A"])
-        alpha = float(held["alpha"]) if "alpha" in held and held["alpha"].numel() == 1 else alphas(layer, rank)
+        rank = len(held["A"]) if held["A"].dim() else 0
+        if rank == 0 or ("alpha" in held and held["alpha"].numel() != 1):
+            raise RecipeError(f"{name!r}: layer {layer} has {'no rank' if rank == 0 else 'an alpha of ' + str(held['alpha'].numel()) + ' numbers'}: get the file from the program that made it again")
+        alpha = float(held["alpha"]) if "alpha" in held else alphas(layer, rank)
         for factor, wanted in zip("AB", _shapes(layers[layer], rank), strict=True):
             tensor = held[factor]
             if tensor.numel() != torch.Size(wanted).numel() or [s for s in tensor.shape if s != 1] != [s for s in wanted if s != 1]:
@@ -188,20 +196,34 @@ def _shapes(module: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _noted_alphas(name: str, notes: Mapping[str, str]) -> Any:
     """(layer, rank) -> alpha where the file has no tensor of it: as diffusers notes it in the header, else the rank."""
+    patterns: dict[str, dict[str, float]] = {}
+    usual: dict[str, float] = {}
     try:
         noted = json.loads(notes.get("lora_adapter_metadata", "{}"))
         odd = next((key for key, value in noted.items() if value is True and key.rpartition(".")[2] in ("use_dora", "use_rslora")), None)
-    except (ValueError, AttributeError) as e:
+        for key, value in noted.items():
+            part, _, what = key.rpartition(".")
+            if what == "alpha_pattern":
+                patterns[part] = {place: _alpha(alpha) for place, alpha in (value or {}).items()}
+            elif what == "lora_alpha" and value:
+                usual[part] = _alpha(value)
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise RecipeError(f"{name!r} has notes of diffusers that cannot be read: save it again with the program that made it") from e
     if odd is not None:
         raise RecipeError(f"{name!r} was trained with {odd.rpartition('.')[2]}, whose scale is another: merge it into a base with the program that made it")
 
     def alpha(layer: str, rank: int) -> float:
         part, _, place = layer.partition(".")
-        own = [value for key, value in (noted.get(f"{part}.alpha_pattern") or {}).items() if place == key or place.endswith(f".{key}")]
-        return float(own[0] if own else noted.get(f"{part}.lora_alpha") or rank)
+        own = [value for key, value in patterns.get(part, {}).items() if place == key or place.endswith(f".{key}")]
+        return own[0] if own else usual.get(part, float(rank))
 
     return alpha
+
+
+def _alpha(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError(f"{value!r} is no alpha")
+    return number
 
 
 def _seems_for(tensors: Mapping[str, Tensor]) -> str:

@@ -157,13 +157,14 @@ def _train(job: Job, method: Step) -> FitResult:
         # -- update
         for settings, group in zip(optimizer.param_groups, groups, strict=True):
             settings["lr"] = group.rate * learning_rate(at, plan, first_step=group.first_step)
-        nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
+        at += 1
+        value, steepness = torch.stack((loss.detach().float(), norm.detach().float().to(loss.device))).tolist()          # the one host sync of a step, before anything moves: no NaN reaches a checkpoint
+        if not math.isfinite(value) or not math.isfinite(steepness):
+            what = f"the loss became {value}" if not math.isfinite(value) else f"the gradient became {steepness} under a loss of {value:.3g}"
+            raise NonFiniteLoss(f"{what} at step {at} of {plan.steps}: lower the learning rate ({plan.learning_rate:g})")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        at += 1
-        value = loss.item()          # the one host sync of a step: a NaN must not reach a checkpoint
-        if not math.isfinite(value):
-            raise NonFiniteLoss(f"the loss became {value} at step {at} of {plan.steps}: lower the learning rate ({plan.learning_rate:g})")
         pending = (pending[0] + value, pending[1] + 1)
         # -- once in a while
         if at % plan.report_every == 0 or at == plan.steps:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from flows import cli
-from flows.samples import draw_file, is_file
+from flows.samples import called, draw_file, is_file
 from likeness.errors import RecipeError
 from likeness.settings import Sampling, load_settings
 from models.diffusion import bases
@@ -31,6 +31,15 @@ def test_a_file_is_told_from_a_subject(given: str, file: bool) -> None:
 def test_an_embedding_beside_a_subject_is_refused() -> None:
     with pytest.raises(RecipeError, match="--embedding belongs to a LoRA file, 'ada' is a subject"):
         cli.sample("ada", "on a beach", embedding=Path("word.safetensors"))
+
+
+@pytest.mark.parametrize(("prompt", "subject", "words"), [
+    ("{who} in Canada", "ada", "zqaa woman in Canada"), ("ada in Canada, ada-like", "ada", "zqaa woman in Canada, ada-like"), ("{who} as a man", "man", "zqaa woman as a man"),
+    ("a man on a beach", "man", "a zqaa woman on a beach"), ("a hat", "a", "a photo of zqaa woman, a hat"), ("smiling", "ada", "a photo of zqaa woman, smiling"),
+    ("zqaa woman smiling", "ada", "zqaa woman smiling"),
+])
+def test_the_person_stands_where_the_prompt_says_and_nowhere_else(prompt: str, subject: str, words: str) -> None:
+    assert called(prompt, subject, "zqaa woman") == words
 
 
 class Says:

@@ -83,6 +83,9 @@ def test_a_sidecar_wins_and_its_picture_is_not_described(captioners: dict[str, I
     said = subject_captions(captioners["blip"], crops, [None, " on a\nboat ", ""], who="sks man")
     assert said == [("a photo of sks man, in a park", {}, "image_to_text"), ("a photo of sks man, on a boat", {}, "sidecar"), ("a photo of sks man, in a park", {}, "image_to_text")]
     assert subject_captions(captioners["blip"], crops, ["a", "b", "sks man asleep"], who="sks man")[2] == ("sks man asleep", {}, "sidecar")
+    late, other = "very " * 50 + "sleepy sks man", "Sks man asleep, not task manager"
+    said = subject_captions(captioners["blip"], crops, [late, other, "the task manager"], who="sks man")
+    assert [words for words, _, _ in said] == [f"a photo of sks man, {late}", "sks man asleep, not task manager", "a photo of sks man, the task manager"]
     assert shown == [2]
 
 

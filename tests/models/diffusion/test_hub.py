@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def test_a_folder_of_yours_and_a_base_that_ships_ask_nobody(asked: list[dict[str
 ])
 def test_nothing_but_what_is_loaded_is_downloaded(name: str, repository_file: str, wanted: bool) -> None:
     assert any(fnmatch.fnmatch(repository_file, pattern) for pattern in hub.wanted_files(name)) is wanted
+
+
+def test_what_is_downloaded_of_sd15_is_all_that_loading_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its index names a feature extractor and a safety checker, which are not downloaded."""
+    folder = tiny.build(tmp_path, "sd15", prediction="epsilon")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"feature_extractor": ["transformers", "CLIPImageProcessor"], "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for file in [f for f in folder.rglob("*") if f.is_file()]:
+        if not any(fnmatch.fnmatch(file.relative_to(folder).as_posix(), pattern) for pattern in hub.wanted_files("sd15")):
+            file.unlink()
+    monkeypatch.setitem(bases.CATALOGUE, "tiny", bases.Entry("sd15", tiny.SIDE_PX, "epsilon", "none", "sks", 3.0))  # type: ignore[arg-type]
+    assert bases.load("tiny", folder=folder).pipe.feature_extractor is None
 
 
 @pytest.mark.parametrize(("download", "kind", "words"), [

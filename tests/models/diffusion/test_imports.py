@@ -204,12 +204,39 @@ def _header(length: int) -> bytes:
     (lambda: save({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}), RecipeError, "width 768 and 1280, base 'tiny-sd15' has words of width 24; the file seems to be for SDXL"),
     (lambda: save({"<ada>": torch.ones(2, 768)}), RecipeError, "seems to be for Stable Diffusion 1.x"),
     (lambda: save({"<ada>": torch.ones(65, 24)}), RecipeError, "65 vectors: 1 to 64"),
+    (lambda: save({"<ada>": torch.tensor(1.0)}), RecipeError, "vectors of width 1"),
+    (lambda: save({"clip_l": torch.tensor(1.0), "clip_g": torch.tensor(1.0)}), RecipeError, "vectors of width 1 and 1"),
+    (lambda: save({A: torch.tensor(1.0), B: torch.ones(32, 2)}), RecipeError, f"layer unet.{ATTENTION} has no rank"),
+    (lambda: save({A: torch.ones(0, 24), B: torch.ones(32, 0)}), RecipeError, "has no rank"),
+    (lambda: save(GOOD | {f"unet.{ATTENTION}.alpha": torch.ones(2)}), RecipeError, "has an alpha of 2 numbers"),
+    (lambda: save(GOOD, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "x"})}), RecipeError, "notes of diffusers that cannot be read"),
+    (lambda: save(GOOD, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": [1]})}), RecipeError, "notes of diffusers that cannot be read"),
+    (lambda: save(GOOD, {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": [1]})}), RecipeError, "notes of diffusers that cannot be read"),
+    (lambda: (20_000).to_bytes(8, "little") + b"[" * 20_000, InputError, "not a whole safetensors file"),
+    (lambda: save(GOOD | {"lora_unet_x.diff": torch.ones(2, 2)}), RecipeError, "holds weights beside factors"),
+    (lambda: save({"model.diffusion_model.out.2.weight": torch.ones(2, 2), "first_stage_model.x": torch.ones(2)}), RecipeError, "is a whole base in one file"),
 ])
 def test_what_is_damaged_or_does_not_fit_is_refused_by_name(sd: bases.Base, tmp_path: Path, data: Callable[[], bytes], kind: type[Exception], words: str) -> None:
     file = tmp_path / "theirs.safetensors"
     file.write_bytes(data())
     with pytest.raises(kind, match=words):
         read_foreign(file, sd)
+
+
+def test_a_header_of_any_length_is_no_pickle(sd: bases.Base, tmp_path: Path) -> None:
+    """A length may begin as a pickle or a zip does."""
+    file, firsts = tmp_path / "theirs.safetensors", set()
+    for padding in range(0, 264, 8):
+        data = save(GOOD, {"note": "x" * padding})
+        firsts.add(data[0])
+        file.write_bytes(data)
+        assert set(read_foreign(file, sd).factors) == {A, B}
+    assert 0x80 in firsts
+
+
+def test_an_alpha_may_be_a_whole_number(sd: bases.Base, tmp_path: Path) -> None:
+    (tmp_path / "theirs.safetensors").write_bytes(save(GOOD | {f"unet.{ATTENTION}.alpha": torch.tensor(4)}))
+    assert torch.equal(read_foreign(tmp_path / "theirs.safetensors", sd).factors[B], 2 * GOOD[B])
 
 
 def test_a_pickle_is_known_by_its_name_too_and_a_whole_base_by_its_size(sd: bases.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

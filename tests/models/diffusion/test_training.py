@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -373,6 +375,23 @@ def test_a_picture_depends_on_its_seed_and_the_adapter(base: bases.Base, inputs:
     assert np.array_equal(again, sample(base, ["a man"], [1], steps=2))
     assert np.abs(plain[0].astype(int) - plain[1]).max() > 30
     assert np.abs(again[0].astype(int) - changed[0]).max() > 30
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["before a checkpoint", "at the last step"])
+def test_a_gradient_that_is_not_finite_reaches_neither_checkpoint_nor_adapter(base: bases.Base, inputs: TrainingInputs, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    true, kept = torch.nn.utils.clip_grad_norm_, []
+    calls = itertools.count(1)
+
+    def clip(parameters: Any, most: float) -> Any:
+        norm = true(parameters, most)
+        return norm if next(calls) < at else norm * float("nan")
+
+    monkeypatch.setattr("models.diffusion.loop.nn.utils.clip_grad_norm_", clip)
+    recipe = LORA.model_copy(update={"steps": 2, "checkpoint_every": 1})
+    [result] = fit([dataclasses.replace(job(base, inputs, recipe), on_checkpoint=kept.append)])
+    assert isinstance(result.error, NonFiniteLoss)
+    assert "the gradient became nan under a loss of" in str(result.error) and f"step {at} of 2" in str(result.error)
+    assert result.tensors == {} and [c.step for c in kept] == [1][:at - 1]
 
 
 def test_a_loss_that_is_not_finite_ends_its_own_job_alone(base: bases.Base, inputs: TrainingInputs) -> None:
