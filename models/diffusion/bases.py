@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +128,18 @@ class Base:
         conditions = self.family.conditions(texts, original_px_B, self.ref.resolution_px)
         made: Tensor = self.unet(noisy_BCHW, t_B, texts.states_BTD, added_cond_kwargs=conditions).sample
         return made
+
+    @contextmanager
+    def resting(self, parts: Iterable[str]) -> Iterator[None]:
+        """These parts of the pipeline in the host's memory meanwhile, which leaves theirs on the device to a training that does not read them. On a CPU nothing moves."""
+        away = [getattr(self.pipe, part) for part in parts] if self.device.type != "cpu" else []
+        try:
+            for module in away:
+                module.to("cpu")
+            yield
+        finally:
+            for module in away:
+                module.to(self.device)
 
     def recompute(self, on: bool) -> None:
         """Gradient checkpointing of the UNet: its blocks' activations are computed again in the backward pass instead of being kept."""

@@ -43,6 +43,19 @@ def plan_of(recipe: Recipe) -> Plan:
     return Plan(recipe.steps, recipe.learning_rate, recipe.max_grad_norm, checkpoint_every=recipe.checkpoint_every)
 
 
+def idle_parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
+    """The parts of the pipeline that a method's steps do not read: latents are encoded once, and so are texts where no text tower and no word of one is trained."""
+    reads = isinstance(recipe, TextualInversion | Pivotal) or (isinstance(recipe, DreamBooth) and recipe.text_encoder) or (isinstance(recipe, Lora) and "text_encoder" in recipe.targets)
+    return ("vae",) if reads else ("vae", *base.towers)
+
+
+def _fit(base: Base, recipe: Recipe, job: Job) -> FitResult:
+    """One job of the method, with the device to itself."""
+    with base.resting(idle_parts(base, recipe)):
+        [result] = fit([job])
+    return result
+
+
 Score = Callable[[int], CurvePoint]       # of the checkpoint of a step, whose adapter is in place in the base meanwhile
 
 
@@ -58,8 +71,8 @@ def train(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, *, scor
         if score is None:
             raise ValueError("a recipe with choice.points needs a score")
         return _chosen(name, base, inputs, recipe, score, resume, on_report, on_checkpoint)
-    [result] = fit([Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, recompute=base.recompute, on_report=on_report,
-                        on_checkpoint=on_checkpoint)])
+    result = _fit(base, recipe, Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=resume, recompute=base.recompute, on_report=on_report,
+                                    on_checkpoint=on_checkpoint))
     if result.error is not None or not recipe.decoder_steps:
         return result
     [decoder] = fit([_decoder(name, base, inputs, recipe, lambda step, loss: on_report(recipe.steps + step, loss))])
@@ -86,9 +99,9 @@ def _chosen(name: str, base: Base, inputs: TrainingInputs, recipe: Recipe, score
             continue
         if stop_early(points):
             break
-        [part] = fit([Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=state, until=at, recompute=base.recompute,
-                          on_report=lambda step, loss: on_report(recipe.decoder_steps + step, loss),
-                          on_checkpoint=lambda c, points=points, best=best: on_checkpoint(replace(c, points=points, best=best)))])  # type: ignore[misc]
+        part = _fit(base, recipe, Job(name, lambda: step_of(base, inputs, recipe), plan_of(recipe), resume=state, until=at, recompute=base.recompute,
+                                      on_report=lambda step, loss: on_report(recipe.decoder_steps + step, loss),
+                                      on_checkpoint=lambda c, points=points, best=best: on_checkpoint(replace(c, points=points, best=best))))  # type: ignore[misc]
         if part.error is not None or part.state is None:
             return part
         tensors = as_file(part.tensors | decoder.tensors)

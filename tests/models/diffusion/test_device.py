@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import pytest
 import torch
 
 from likeness.errors import ResourceError
-from likeness.recipe import DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion
-from likeness.records import Adapter, BlobRef, DevicePlan
+from likeness.recipe import Choice, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion
+from likeness.records import Adapter, BlobRef, CurvePoint, DevicePlan
 from models.diffusion import bases, checkpoint
 from models.diffusion.batches import TrainingInputs, encode
 from models.diffusion.loop import Checkpoint, Job, fit
-from models.diffusion.methods import plan_of, step_of
+from models.diffusion.methods import plan_of, step_of, train
 from tests.models.diffusion import tiny
 
 LORA = Lora(steps=4, batch=4, rank=2, targets=("attention",), checkpoint_every=2)
@@ -155,3 +156,51 @@ def test_a_training_that_fitted_has_the_digest_it_always_had() -> None:
     forced = adapter.model_copy(update={"device_plans": (DevicePlan(from_step=0, pieces=2),)})
     assert forced.digest != adapter.digest
     assert Adapter.read(forced.model_dump_json()) == forced
+
+
+# -- what no step reads leaves the device
+
+TOWERS = ("text_encoder", "text_encoder_2")
+
+
+@pytest.mark.parametrize(("recipe", "reads"), [
+    (LORA, False), (RECIPES["lora with text"], True), (RECIPES["lora with dop"], False), (RECIPES["dreambooth"], False), (RECIPES["dreambooth alone"], True),
+    (RECIPES["textual inversion"], True), (RECIPES["pivotal"], True),
+])
+def test_what_a_method_does_not_read_rests_while_it_trains_and_no_longer(base: bases.Base, inputs: TrainingInputs, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, reads: bool) -> None:
+    away: set[str] = set()
+    seen: list[set[str]] = []
+
+    @contextmanager
+    def resting(self: bases.Base, parts: Any) -> Iterator[None]:
+        away.update(parts)
+        yield
+        away.difference_update(parts)
+
+    monkeypatch.setattr(bases.Base, "resting", resting)
+    recipe = recipe.model_copy(update={"steps": 2, "checkpoint_every": 2, "decoder_steps": 1, "choice": Choice(points=1)})
+    scored: list[set[str]] = []
+
+    def score(step: int) -> CurvePoint:
+        scored.append(set(away))
+        return CurvePoint(step=step, identity=None, obedience=None, samples=1)
+
+    result = train("ada", base, inputs, recipe, score=score, on_report=lambda step, loss: seen.append(set(away)))
+    assert result.error is None
+    assert scored == [set()], "whoever scores reads everything"
+    assert seen == [set(), {"vae"} if reads else {"vae", *TOWERS}]          # the decoder's step, then the method's
+
+
+def test_what_rests_comes_back_after_an_error_too(base: bases.Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[str, str]] = []
+    names = {id(getattr(base.pipe, part)): part for part in ("vae", *TOWERS)}
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append((names[id(self)], str(where))))
+    with base.resting(("vae", *TOWERS)):
+        pass
+    assert moved == [], "on a CPU nothing moves"
+    elsewhere = dataclasses.replace(base, device=torch.device("cuda", 0))
+    with suppress(KeyError), elsewhere.resting(("vae", *TOWERS)):
+        moved.append(("then", "an error"))
+        raise KeyError
+    assert moved[:4] == [("vae", "cpu"), *((tower, "cpu") for tower in TOWERS), ("then", "an error")]
+    assert moved[4:] == [("vae", "cuda:0"), *((tower, "cuda:0") for tower in TOWERS)]
