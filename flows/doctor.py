@@ -38,7 +38,8 @@ def probe(settings: Settings) -> list[tuple[str, bool, str]]:
 
 def _class_pictures(tools: Tools) -> str:
     wanted = any(recipe.objective.wants_class_pictures for recipe in (tools.settings.recipe, *tools.settings.ladder))
-    return f"{len(tools.class_pictures('person')[1])} pictures" if wanted else "no recipe wants any"
+    shipped = len(tools.shipped_class_pictures("person")[1])
+    return "no recipe wants any" if not wanted else f"{shipped} pictures" if shipped else "none ship for this base: the first training draws them, once for each class noun"
 
 
 def _store(tools: Tools) -> str:

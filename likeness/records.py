@@ -69,6 +69,19 @@ class BlobRef(Record):
     media: str
 
 
+class ClassPictures(Record):
+    """Pictures of a class noun that a base drew by itself, each with its caption; nobody is in them."""
+
+    captions: tuple[str, ...]
+    pictures: tuple[BlobRef, ...]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if len(self.captions) != len(self.pictures):
+            raise ValueError("a caption for each picture")
+        return self
+
+
 class Consent(Record):
     """Who allowed this, as a reference into the operator's own records; "operator" when nobody else was named."""
 

@@ -20,14 +20,15 @@ from pydantic import ValidationError
 
 from likeness import digest
 from likeness.erasure import Fenced, check_not_forgotten
-from likeness.errors import ConsentMissing, InputError, IntegrityError, RecipeError, UnknownBase
+from likeness.errors import ConsentMissing, InputError, IntegrityError, UnknownBase
 from likeness.lineage import note_base, note_code
 from likeness.once import Absent, Claim, find, once
-from likeness.records import BaseRef, BaseScores, Enrolment, Record
+from likeness.records import BaseRef, BaseScores, ClassPictures, Enrolment, Record
 from likeness.settings import LocalStoreSettings, Settings, load_settings
 from likeness.stages import Call, Published, StageName, StageRef
 from likeness.store import LocalStore, Store
 from likeness.version import code_version
+from tasks import pictures
 
 if TYPE_CHECKING:
     from likeness.registry import Registry
@@ -230,18 +231,33 @@ class Tools:
         data = self.store.get(path)
         return None if data is None else BaseScores.read(data)
 
-    def class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
-        """Class pictures for prior preservation (M, S, S, 3) at the base's resolution, with their captions.
+    def class_pictures(self, noun: str, *, beat: Callable[[str], None] = lambda doing: None) -> tuple[NDArray[np.uint8], list[str]]:
+        """Class pictures for prior preservation (M, S, S, 3) at the base's resolution, with their captions: those that ship, or else drawn by the base once and kept in the store for all
+        subjects; the first to keep them is right.
 
         Raises:
-            RecipeError: this base has none: they show what a base draws by itself, and those that ship are the maquette's.
-            UnknownBase: none were made for this noun.
+            IntegrityError: a kept picture is not what was written.
         """
-        from models.maquette.companions import read_class_pictures
+        from models.diffusion.class_pictures import captions_of, draw_class, pictures_key
 
-        if self.base_ref.name != "maquette":
-            raise RecipeError(f"there are no class pictures drawn by base {self.base_ref.name!r}: set recipe.objective.prior = \"dop\", which needs none")
-        return read_class_pictures(noun, side_px=self.base_ref.resolution_px)
+        images, captions = self.shipped_class_pictures(noun)
+        if captions:
+            return images, captions
+        sampling = self.settings.sampling
+        path = f"class-pictures/{pictures_key(self.base_ref, noun, sampling)}.json"
+        if self.store.get(path) is None:
+            def progress(done: int, total: int) -> None:
+                self.watch("train", done, total, f"pictures of a {noun}, once for this base")
+                beat(f"drawing picture {done} of {total} of a {noun}")
+
+            drawn = draw_class(self.base, noun, sampling, progress=progress)
+            kept = ClassPictures(captions=tuple(captions_of(noun)), pictures=tuple(pictures.put(self.store, "class-pictures", image) for image in drawn))
+            self.store.put_if_absent(path, kept.model_dump_json().encode())
+        data = self.store.get(path)
+        if data is None:
+            raise IntegrityError(f"the class pictures of {noun!r} were written and are not there: is something else deleting from this store?")
+        kept = ClassPictures.read(data)
+        return pictures.stack(self.store, kept.pictures), list(kept.captions)
 
     def shipped_class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
         """Class pictures that ship for this base and noun, with their captions: what a decoder is tuned on beside the portraits. M is 0 where none do."""

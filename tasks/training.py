@@ -37,7 +37,7 @@ def _train(tools: Tools, call: Call, training_set: TrainingSet, recipe: Recipe, 
     if not training_set.portraits:
         raise InputError("no portrait is left to train on: add photos")
     side_px = base.ref.resolution_px
-    class_images, class_captions = (tools.class_pictures(training_set.noun) if recipe.objective.wants_class_pictures
+    class_images, class_captions = (tools.class_pictures(training_set.noun, beat=claim.beat) if recipe.objective.wants_class_pictures
                                     else tools.shipped_class_pictures(training_set.noun) if recipe.decoder_steps else (np.zeros((0, side_px, side_px, 3), np.uint8), []))
     inputs = encode(base, crops_NSSC=pictures.stack(store, [p.crop for p in training_set.portraits]),
                     masks_NSS=pictures.stack(store, [p.mask for p in training_set.portraits]),

@@ -117,7 +117,7 @@ def read_class_pictures(noun: str, *, side_px: int) -> tuple[NDArray[np.uint8], 
     entries = json.loads((CLASS_FOLDER / "captions.json").read_text())
     chosen = [e for e in entries if noun == "person" or e["noun"] == noun]
     if not chosen:
-        raise UnknownBase(f"there are no class pictures of {noun!r}: set recipe.objective.prior_weight = 0, or use man, woman or person")
+        raise UnknownBase(f"no class pictures of {noun!r} ship with the maquette: there are some of man, woman and person")
     pictures = []
     for entry in chosen:
         with Image.open(CLASS_FOLDER / entry["file"], formats=["WEBP"]) as picture:

@@ -8,13 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from likeness.errors import RecipeError
+from likeness.errors import IntegrityError
 from likeness.recipe import METHODS, Choice, DreamBooth, Lora, Objective, Pivotal, Recipe, TextualInversion
-from likeness.records import Adapter, BatteryPrompt, Caption, Consent, Enrolment, FaceMeasures, Portrait, SampleSet, Subject, TrainingSet
+from likeness.records import (
+    Adapter,
+    BatteryPrompt,
+    Caption,
+    ClassPictures,
+    Consent,
+    Enrolment,
+    FaceMeasures,
+    Portrait,
+    SampleSet,
+    Subject,
+    TrainingSet,
+)
 from likeness.settings import Battery, Sampling, load_settings
 from likeness.stages import Call
 from likeness.store import MemoryStore
-from models.diffusion import checkpoint
+from models.diffusion import checkpoint, class_pictures
 from models.diffusion.batches import TrainingInputs, encode
 from models.diffusion.loop import Job, fit
 from models.diffusion.methods import plan_of, step_of
@@ -150,11 +162,31 @@ def test_a_noun_without_class_pictures_can_be_trained_where_none_are_wanted(tool
     assert trained(tools, dog, Lora(steps=1, batch=1, rank=2, objective=Objective(prior_weight=0.0))).steps == 1
 
 
-def test_a_base_that_drew_no_class_pictures_is_not_given_those_of_another(tools: Tools) -> None:
-    other = Tools(tools.settings)
-    other.__dict__["base_ref"] = tools.base_ref.model_copy(update={"name": "sd15"})
-    with pytest.raises(RecipeError, match='prior = "dop"'):
-        other.class_pictures("woman")
+def test_a_base_without_class_pictures_draws_them_once_for_all_subjects(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_pictures, "COUNT", 3)
+    quick = tools.settings.model_copy(update={"sampling": Sampling(steps=1, batch=2)})
+    other, later = Tools(quick), Tools(quick)
+    for one in (other, later):
+        one.__dict__["base_ref"] = tools.base_ref.model_copy(update={"name": "sd15"})
+    other.__dict__["base"] = tools.base
+    beats: list[str] = []
+    images, captions = other.class_pictures("woman", beat=beats.append)
+    assert images.shape == (3, 128, 128, 3) and len(set(captions)) == 3
+    assert all(" woman" in words and tools.base.trigger not in words for words in captions)
+    assert beats[-1] == "drawing picture 3 of 3 of a woman"
+    later.__dict__["base"] = None                      # whoever draws now fails
+    again, words = later.class_pictures("woman")
+    assert np.array_equal(again, images) and words == captions
+    [record] = [key for key in tools.store.list("class-pictures/") if key.endswith(".json")]
+    kept = ClassPictures.read(tools.store.get(record) or b"")
+    tools.store.delete(kept.pictures[0].key)
+    with pytest.raises(IntegrityError):
+        later.class_pictures("woman")
+
+
+def test_no_two_captions_of_a_class_are_alike() -> None:
+    captions = class_pictures.captions_of("dog")
+    assert len(set(captions)) == len(captions) == 48
 
 
 def test_a_decoder_is_tuned_on_class_pictures_where_some_ship(tools: Tools, training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
