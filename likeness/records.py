@@ -70,16 +70,9 @@ class BlobRef(Record):
 
 
 class ClassPictures(Record):
-    """Pictures of a class noun that a base drew by itself, each with its caption; nobody is in them."""
+    """Pictures of a class noun that a base drew by itself; nobody is in them. Their captions follow from the noun: words here might be the id of somebody who is forgotten, for whom all records are searched."""
 
-    captions: tuple[str, ...]
     pictures: tuple[BlobRef, ...]
-
-    @model_validator(mode="after")
-    def _one_each(self) -> Self:
-        if len(self.captions) != len(self.pictures):
-            raise ValueError("a caption for each picture")
-        return self
 
 
 class Consent(Record):

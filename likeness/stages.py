@@ -38,7 +38,7 @@ STAGES: Mapping[StageName, int] = {
 
 FACES = tuple(f"models/faces/{name}.py" for name in ("align", "dlib_faces", "face", "facexlib_faces", "insightface_faces", "tools", "weights"))
 
-METHODS = tuple(f"models/diffusion/{name}.py" for name in ("decoder", "dreambooth", "families", "lora", "methods", "pivotal", "textual_inversion"))
+METHODS = tuple(f"models/diffusion/{name}.py" for name in ("class_pictures", "decoder", "dreambooth", "families", "lora", "methods", "pivotal", "textual_inversion"))
 
 # The source files whose change may change a stage's output, relative to the repository.
 SOURCES: Mapping[StageName, tuple[str, ...]] = {

@@ -251,13 +251,13 @@ class Tools:
                 beat(f"drawing picture {done} of {total} of a {noun}")
 
             drawn = draw_class(self.base, noun, sampling, progress=progress)
-            kept = ClassPictures(captions=tuple(captions_of(noun)), pictures=tuple(pictures.put(self.store, "class-pictures", image) for image in drawn))
+            kept = ClassPictures(pictures=tuple(pictures.put(self.store, "class-pictures", image) for image in drawn))
             self.store.put_if_absent(path, kept.model_dump_json().encode())
         data = self.store.get(path)
         if data is None:
             raise IntegrityError(f"the class pictures of {noun!r} were written and are not there: is something else deleting from this store?")
         kept = ClassPictures.read(data)
-        return pictures.stack(self.store, kept.pictures), list(kept.captions)
+        return pictures.stack(self.store, kept.pictures), captions_of(noun)
 
     def shipped_class_pictures(self, noun: str) -> tuple[NDArray[np.uint8], list[str]]:
         """Class pictures that ship for this base and noun, with their captions: what a decoder is tuned on beside the portraits. M is 0 where none do."""
