@@ -87,11 +87,14 @@ def with_text_model(key: str) -> str:
     return key.replace("text_encoder.", "text_encoder.text_model.", 1) if key.startswith("text_encoder.") else key
 
 
-def kohya_layer(layer: str, family: Literal["sd15", "sdxl"], *, numbered: bool = True) -> str:
-    """A layer's name in kohya's files: `unet.a.b` is `lora_unet_a_b`; of SDXL with blocks that are counted through, unless `numbered` is off."""
+def kohya_layer(layer: str, family: Literal["sd15", "sdxl"], *, numbered: bool = True, attends: bool = True) -> str:
+    """A layer's name in kohya's files: `unet.a.b` is `lora_unet_a_b`; of SDXL with blocks that are counted through, unless `numbered` is off.
+
+    `attends`: whether the block of an upsampler has attention, as SDXL's have; the upsampler comes after it.
+    """
     part, _, path = with_text_model(layer).partition(".")
     if family == "sdxl" and part == "unet" and numbered:
-        path = _numbered_block(path)
+        path = _numbered_block(path, attends=attends)
     short = {"sd15": {"text_encoder": "te"}, "sdxl": {"text_encoder": "te1", "text_encoder_2": "te2"}}[family].get(part, part)
     return f"lora_{short}_{path.replace('.', '_')}"
 
@@ -105,7 +108,7 @@ def _kohya(key: str, value: Tensor, alpha: float, family: Literal["sd15", "sdxl"
     return [(f"{name}.lora_up.weight", value.half())]
 
 
-def _numbered_block(path: str) -> str:
+def _numbered_block(path: str, *, attends: bool) -> str:
     """A layer of SDXL's UNet as kohya's scripts call it, who count blocks through where diffusers nests them: a level has two blocks and a resampling."""
     level = r"(down|up)_blocks\.(\d)\.(resnets|attentions)\.(\d)"
 
@@ -114,6 +117,8 @@ def _numbered_block(path: str) -> str:
         return f"{'input' if down else 'output'}_blocks.{3 * int(found[2]) + int(found[4]) + down}.{int(found[3] == 'attentions')}"
 
     path = re.sub(level, numbered, path)
+    path = re.sub(r"down_blocks\.(\d)\.downsamplers\.0\.conv", lambda found: f"input_blocks.{3 * int(found[1]) + 3}.0.op", path)
+    path = re.sub(r"up_blocks\.(\d)\.upsamplers\.0\.conv", lambda found: f"output_blocks.{3 * int(found[1]) + 2}.{1 + attends}.conv", path)
     path = path.replace("mid_block.attentions.0", "middle_block.1").replace("mid_block.resnets.0", "middle_block.0").replace("mid_block.resnets.1", "middle_block.2")
     path = path.replace(".time_emb_proj", ".emb_layers.1").replace(".conv_shortcut", ".skip_connection")
     return path.replace(".conv1", ".in_layers.2").replace(".conv2", ".out_layers.3")

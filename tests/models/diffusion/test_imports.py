@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load, save
@@ -171,6 +171,7 @@ def test_the_names_of_older_diffusers_are_the_same_layers(sd: bases.Base, tmp_pa
 
 
 A, B = f"unet.{ATTENTION}.lora_A.weight", f"unet.{ATTENTION}.lora_B.weight"
+ALPHA = f"unet.{ATTENTION}.alpha"
 GOOD = {A: torch.ones(2, 24), B: torch.ones(32, 2)}
 
 
@@ -184,10 +185,23 @@ def _header(length: int) -> bytes:
     (lambda: _header(2**40), InputError, "header is longer than the file"),
     (lambda: (2).to_bytes(8, "little") + b"{}", InputError, "holds no tensors"),
     (lambda: (4).to_bytes(8, "little") + b"[{}]", InputError, "not a whole safetensors file"),
+    (lambda: (10**5).to_bytes(8, "little") + b"[" * 10**5, InputError, "not a whole safetensors file"),
+    (lambda: (0x80).to_bytes(8, "little") + b"{" * 200, InputError, "not a whole safetensors file"),
     (lambda: pickle.dumps(GOOD), InputError, "is pickled: such files run code"),
     (lambda: b"PK\x03\x04" + bytes(99), InputError, "is pickled"),
     (lambda: save(GOOD | {A: torch.full((2, 24), float("nan"))}), InputError, "lora_A.weight holds values that are no numbers"),
     (lambda: save(GOOD | {A: torch.ones(2, 24, dtype=torch.int64)}), InputError, "holds values that are no numbers"),
+    (lambda: save(GOOD | {ALPHA: torch.tensor(float("inf"))}), InputError, "attn2.to_k.alpha holds values that are no numbers"),
+    (lambda: save(GOOD | {ALPHA: torch.tensor(True)}), InputError, "attn2.to_k.alpha holds values that are no numbers"),
+    (lambda: save(GOOD | {ALPHA: torch.ones(2)}), RecipeError, f"alpha of layer unet.{ATTENTION} has 2 values, and one is needed"),
+    (lambda: save({A: torch.tensor(1.0), B: GOOD[B]}), RecipeError, f"A of layer unet.{ATTENTION} has no rank"),
+    (lambda: save({A: torch.ones(0, 24), B: torch.ones(32, 0)}), RecipeError, f"A of layer unet.{ATTENTION} has no rank"),
+    (lambda: save({A: GOOD[A], B: torch.tensor(1.0)}), RecipeError, f"B of layer unet.{ATTENTION} has shape none, base 'tiny-sd15' wants 32x2"),
+    (lambda: save({"x": torch.tensor(1.0)}), RecipeError, "x has 0 axes, vectors of a word have 1 or 2"),
+    (lambda: save({"clip_l": torch.tensor(1.0), "clip_g": torch.tensor(1.0)}), RecipeError, "clip_g has 0 axes"),
+    (lambda: save({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 1, 24)}), RecipeError, "clip_g has 3 axes"),
+    (lambda: save({"clip_l": torch.ones(1, 24), "emb_params": torch.ones(1, 24)}), RecipeError, "holds clip_l and emb_params: an embedding has one tensor, or clip_l and clip_g"),
+    (lambda: save({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 24), "emb_params": torch.ones(1, 24)}), RecipeError, "holds clip_g and clip_l and emb_params"),
     (lambda: save({A: GOOD[A]}), RecipeError, f"has only A of layer unet.{ATTENTION}: both factors"),
     (lambda: save(GOOD | {"unet.elsewhere.lora_A.weight": torch.ones(2, 2)}), RecipeError, "unet.elsewhere.lora_A.weight, and base 'tiny-sd15' has no such layer"),
     (lambda: save(GOOD | {"something": torch.ones(2, 2)}), RecipeError, "has something, and base"),
@@ -200,21 +214,19 @@ def _header(length: int) -> bytes:
     (lambda: save(GOOD | {"lora_unet_x.hada_w1_a": torch.ones(2, 2)}), RecipeError, "holds LoHa"),
     (lambda: save(GOOD | {"lora_unet_x.dora_scale": torch.ones(2, 2)}), RecipeError, "holds DoRA"),
     (lambda: save(GOOD, {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})}), RecipeError, "use_rslora"),
+    (lambda: save(GOOD | {"lora_unet_x.diff": torch.ones(2, 2)}), RecipeError, "holds weights beside factors"),
+    (lambda: save(GOOD | {"lora_unet_x.diff_b": torch.ones(2)}), RecipeError, "holds weights beside factors"),
+    (lambda: save({"model.diffusion_model.out.2.bias": torch.ones(4), "cond_stage_model.position_ids": torch.arange(20)}), RecipeError, "is a whole base, not something"),
+    (lambda: save({"first_stage_model.decoder.conv_in.bias": torch.ones(4)}), RecipeError, "is a whole base"),
     (lambda: save(GOOD, {"lora_adapter_metadata": "["}), RecipeError, "notes of diffusers that cannot be read"),
+    (lambda: save(GOOD, {"lora_adapter_metadata": "[" * 10**5}), RecipeError, "notes of diffusers that cannot be read"),
+    *((lambda noted=noted: save(GOOD, {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in noted.items()})}), RecipeError, words) for noted, words in (
+        ({"lora_alpha": "x"}, f"cannot be read: save it again .* \\(alpha of layer unet.{ATTENTION} is no number"), ({"lora_alpha": [1]}, "is no number"),
+        ({"lora_alpha": []}, "is no number"), ({"lora_alpha": 10**400}, "is no number"), ({"lora_alpha": float("nan")}, "is no number"),
+        ({"alpha_pattern": [1]}, r"cannot be read.* \(alpha_pattern of unet names no layers"), ({"alpha_pattern": {"attn2.to_k": None}}, "is no number"))),
     (lambda: save({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}), RecipeError, "width 768 and 1280, base 'tiny-sd15' has words of width 24; the file seems to be for SDXL"),
     (lambda: save({"<ada>": torch.ones(2, 768)}), RecipeError, "seems to be for Stable Diffusion 1.x"),
     (lambda: save({"<ada>": torch.ones(65, 24)}), RecipeError, "65 vectors: 1 to 64"),
-    (lambda: save({"<ada>": torch.tensor(1.0)}), RecipeError, "vectors of width 1"),
-    (lambda: save({"clip_l": torch.tensor(1.0), "clip_g": torch.tensor(1.0)}), RecipeError, "vectors of width 1 and 1"),
-    (lambda: save({A: torch.tensor(1.0), B: torch.ones(32, 2)}), RecipeError, f"layer unet.{ATTENTION} has no rank"),
-    (lambda: save({A: torch.ones(0, 24), B: torch.ones(32, 0)}), RecipeError, "has no rank"),
-    (lambda: save(GOOD | {f"unet.{ATTENTION}.alpha": torch.ones(2)}), RecipeError, "has an alpha of 2 numbers"),
-    (lambda: save(GOOD, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "x"})}), RecipeError, "notes of diffusers that cannot be read"),
-    (lambda: save(GOOD, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": [1]})}), RecipeError, "notes of diffusers that cannot be read"),
-    (lambda: save(GOOD, {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": [1]})}), RecipeError, "notes of diffusers that cannot be read"),
-    (lambda: (20_000).to_bytes(8, "little") + b"[" * 20_000, InputError, "not a whole safetensors file"),
-    (lambda: save(GOOD | {"lora_unet_x.diff": torch.ones(2, 2)}), RecipeError, "holds weights beside factors"),
-    (lambda: save({"model.diffusion_model.out.2.weight": torch.ones(2, 2), "first_stage_model.x": torch.ones(2)}), RecipeError, "is a whole base in one file"),
 ])
 def test_what_is_damaged_or_does_not_fit_is_refused_by_name(sd: bases.Base, tmp_path: Path, data: Callable[[], bytes], kind: type[Exception], words: str) -> None:
     file = tmp_path / "theirs.safetensors"
@@ -223,20 +235,77 @@ def test_what_is_damaged_or_does_not_fit_is_refused_by_name(sd: bases.Base, tmp_
         read_foreign(file, sd)
 
 
-def test_a_header_of_any_length_is_no_pickle(sd: bases.Base, tmp_path: Path) -> None:
-    """A length may begin as a pickle or a zip does."""
-    file, firsts = tmp_path / "theirs.safetensors", set()
-    for padding in range(0, 264, 8):
-        data = save(GOOD, {"note": "x" * padding})
-        firsts.add(data[0])
-        file.write_bytes(data)
-        assert set(read_foreign(file, sd).factors) == {A, B}
-    assert 0x80 in firsts
+@pytest.mark.parametrize("wanted", [0x80, 0x180, int.from_bytes(b"PK", "little")])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_none(sd: bases.Base, tmp_path: Path, wanted: int) -> None:
+    """A safetensors file begins with that length, and it is no less one."""
+    header = json.dumps({"<ada>": {"dtype": "F32", "shape": [1, 24], "data_offsets": [0, 96]}}).encode().ljust(wanted)
+    (tmp_path / "word.safetensors").write_bytes(wanted.to_bytes(8, "little") + header + bytes(96))
+    assert read_foreign(tmp_path / "word.safetensors", sd).vectors[0].shape == (1, 24)
 
 
-def test_an_alpha_may_be_a_whole_number(sd: bases.Base, tmp_path: Path) -> None:
-    (tmp_path / "theirs.safetensors").write_bytes(save(GOOD | {f"unet.{ATTENTION}.alpha": torch.tensor(4)}))
-    assert torch.equal(read_foreign(tmp_path / "theirs.safetensors", sd).factors[B], 2 * GOOD[B])
+def test_an_embedding_is_read_however_long_its_token_is(sd: bases.Base, tmp_path: Path) -> None:
+    tensors = {"vectors.sks": torch.zeros(1, 24)}
+    for letters in range(57, 66):
+        (tmp_path / "word.safetensors").write_bytes(embedding_file(tensors, TextualInversion(), token="a" * letters))
+        assert read_foreign(tmp_path / "word.safetensors", sd).vectors[0].shape == (1, 24)
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(1), torch.tensor([1], dtype=torch.int32), torch.tensor(1, dtype=torch.uint8)])
+def test_an_alpha_without_fractions_is_one(sd: bases.Base, tmp_path: Path, alpha: Tensor) -> None:
+    (tmp_path / "theirs.safetensors").write_bytes(save(GOOD | {ALPHA: alpha}))
+    factors = read_foreign(tmp_path / "theirs.safetensors", sd).factors
+    assert torch.equal(factors[A], GOOD[A])
+    assert torch.equal(factors[B], GOOD[B] / 2)
+
+
+@pytest.mark.parametrize(("noted", "scale"), [({}, 1.0), ({"unet.lora_alpha": None, "unet.alpha_pattern": None}, 1.0), ({"unet.lora_alpha": 4}, 2.0), ({"unet.lora_alpha": 0}, 0.0),
+                                              ({"unet.lora_alpha": 4, "unet.alpha_pattern": {"attn2.to_k": 1}}, 0.5)])
+def test_a_noted_alpha_is_meant_as_it_is_noted(sd: bases.Base, tmp_path: Path, noted: dict[str, Any], scale: float) -> None:
+    (tmp_path / "theirs.safetensors").write_bytes(save(GOOD, {"lora_adapter_metadata": json.dumps(noted)}))
+    assert torch.equal(read_foreign(tmp_path / "theirs.safetensors", sd).factors[B], GOOD[B] * scale)
+
+
+UPSAMPLER = "up_blocks.0.upsamplers.0.conv"
+CONVOLUTIONS = {              # of the tiny SDXL, as the original network calls them
+    "down_blocks.0.resnets.0.conv1": "input_blocks_1_0_in_layers_2", "down_blocks.0.resnets.1.conv2": "input_blocks_2_0_out_layers_3",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks_3_0_op", "down_blocks.1.resnets.0.conv_shortcut": "input_blocks_4_0_skip_connection",
+    "down_blocks.1.resnets.1.time_emb_proj": "input_blocks_5_0_emb_layers_1", "mid_block.resnets.1.conv1": "middle_block_2_in_layers_2",
+    "up_blocks.0.resnets.2.conv2": "output_blocks_2_0_out_layers_3", UPSAMPLER: "output_blocks_2_2_conv", "up_blocks.1.resnets.0.conv1": "output_blocks_3_0_in_layers_2",
+}
+
+
+def test_convolutions_of_sdxl_have_the_original_names_and_come_back(every: dict[str, bases.Base], tmp_path: Path) -> None:
+    """Those that kohya's scripts train with conv_dim, the resamplings among them."""
+    base, g, tensors, merged = every["sdxl"], torch.Generator().manual_seed(0), {}, copy.deepcopy(every["sdxl"].unet)
+    for layer in CONVOLUTIONS:
+        module = merged.get_submodule(layer)
+        down, up = (0.3 * torch.randn(shape, generator=g) for shape in ((2, *module.weight.shape[1:]), (len(module.weight), 2, *(1,) * (module.weight.dim() - 2))))
+        tensors |= as_file({f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up})
+        down, up = (tensors[f"unet.{layer}.lora_{factor}.weight"].float() for factor in "AB")
+        module.weight.data += LORA.alpha / 2 * (up.flatten(1) @ down.flatten(1)).reshape(module.weight.shape)
+    (tmp_path / "ada.safetensors").write_bytes(lora_file(tensors, LORA, "kohya", family="sdxl"))
+    names = {key.partition(".")[0].removeprefix("lora_unet_") for key in load((tmp_path / "ada.safetensors").read_bytes())}
+    assert names == set(CONVOLUTIONS.values())
+    assert read_foreign(tmp_path / "ada.safetensors", base).factors.keys() == tensors.keys()
+    own = base.pipe.unet
+    base.pipe.unet = merged
+    wanted = latents(base, "sks man")
+    base.pipe.unet = own
+    assert torch.allclose(drawn(base, "sks man", tmp_path / "ada.safetensors"), wanted, atol=1e-4)
+
+
+def test_an_upsampler_is_counted_after_its_blocks_attention_where_it_has_one(every: dict[str, bases.Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first, place in (("CrossAttnUpBlock2D", 2), ("UpBlock2D", 1)):
+        config = {**every["sdxl"].unet.config, "up_block_types": (first, "UpBlock2D")}
+        monkeypatch.setattr(every["sdxl"].pipe, "unet", UNet2DConditionModel.from_config(config))
+        for index in (1, 2):
+            name = f"lora_unet_output_blocks_2_{index}_conv"
+            (tmp_path / "theirs.safetensors").write_bytes(save({f"{name}.lora_down.weight": torch.ones(1, 32, 3, 3), f"{name}.lora_up.weight": torch.ones(32, 1, 1, 1)}))
+            if index == place:
+                assert f"unet.{UPSAMPLER}.lora_A.weight" in read_foreign(tmp_path / "theirs.safetensors", every["sdxl"]).factors
+            else:
+                with pytest.raises(RecipeError, match="has no such layer"):
+                    read_foreign(tmp_path / "theirs.safetensors", every["sdxl"])
 
 
 def test_a_pickle_is_known_by_its_name_too_and_a_whole_base_by_its_size(sd: bases.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
