@@ -3,7 +3,7 @@
     REFERENCE_SCRIPTS=FOLDER python -m bench.methods [--count 4] [--rates | --checkpoints | --ablations] [--show]
 
 Reserved rendered users; half of each one's photos train, the other half are witnesses, as in `make bench-decoder`; the witnesses of all other users are the
-impostors. Both sides get the same base, crops, class pictures, steps, batch and seeds; both run as a process of their own on one thread, and
+impostors. Both sides get the same base, crops, steps, batch and seeds; both run as a process of their own on one thread, and
 what they trained is drawn by one sampler with the same prompts and seeds. Everything is a cell: the command goes on where it was stopped, user by
 user, and says how many cells are there. Without REFERENCE_SCRIPTS only cells that are there already stand for the scripts.
 

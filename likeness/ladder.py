@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from likeness.recipe import PRESERVATION, RECIPE, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
+from likeness.recipe import PRESERVATION, PRIOR_WEIGHTS, RECIPE, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
 from likeness.records import Reason, Verdict
 
 MOST = 10                       # attempts: the upper limit of the setting `max_attempts`
@@ -203,15 +203,14 @@ def _class_pictures(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe
     objective = recipe.objective
     if not isinstance(objective, Objective) or objective.prior_weight > 0:
         return None
-    usual = Objective()
-    return _prior(recipe, prior=usual.prior, prior_weight=usual.prior_weight)
+    return _prior(recipe, prior="class_pictures", prior_weight=PRIOR_WEIGHTS["class_pictures"])
 
 
 def _output_preservation(recipe: Recipe, attempts: Sequence[Attempt]) -> tuple[Recipe, str] | None:
     objective = recipe.objective
     if not isinstance(objective, Objective) or (objective.prior == "dop" and objective.prior_weight > 0):
         return None
-    return _prior(recipe, prior="dop", prior_weight=objective.prior_weight or PRESERVATION["prior_weight"])
+    return _prior(recipe, prior="dop", prior_weight=objective.prior_weight or PRIOR_WEIGHTS["dop"])
 
 
 RULES: Mapping[str, tuple[_Change, ...]] = {

@@ -183,7 +183,8 @@ METHODS: Mapping[str, type[Training]] = {kind.model_fields["method"].default: ki
 # no example, has the numbers of SD 1.5. Pivotal tuning is words and factors one after the other. The class is kept by output preservation, at the
 # weight that the examples give class pictures: pictures of the class would have to be this base's own, and the ones that ship are the maquette's. The maquette
 # keeps no class: of what could keep it, class pictures cost likeness, and output preservation helped no measure of four users: docs/methods.md.
-PRESERVATION: Mapping[str, Any] = {"prior": "dop", "prior_weight": 1.0}
+PRIOR_WEIGHTS: Mapping[str, float] = {"class_pictures": Objective.model_fields["prior_weight"].default, "dop": 1.0}          # of a prior that is named without one
+PRESERVATION: Mapping[str, Any] = {"prior": "dop", "prior_weight": PRIOR_WEIGHTS["dop"]}
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "maquette": {"textual_inversion": {}, **{method: {"decoder_steps": 100, "objective": {"prior_weight": 0.0}} for method in ("dreambooth", "lora", "pivotal")}},
     "sd15": {

@@ -29,7 +29,7 @@ from likeness.gate import GatePolicy
 from likeness.intake.policy import IntakePolicy
 from likeness.ladder import MOST
 from likeness.once import ClaimPolicy
-from likeness.recipe import METHODS, RECIPE, Recipe, preset
+from likeness.recipe import METHODS, PRIOR_WEIGHTS, RECIPE, Recipe, preset
 from likeness.records import BatteryPrompt, Record, every_field
 from likeness.store import is_key
 
@@ -441,11 +441,18 @@ def _read(merged: Mapping[str, Any]) -> Settings:
         if isinstance(recipe, dict) and isinstance(base, str):
             recipe.setdefault("base", base)      # a recipe that names no base is for the one base there is
             if isinstance(recipe["base"], str) and recipe.get("method") in METHODS:
+                _weigh(recipe.get("objective"))
                 _complete(recipe, preset(recipe["method"], recipe["base"]))
     if isinstance(base, str) and base in GUIDANCE and isinstance(filled.setdefault("sampling", {}), dict):
         filled["sampling"].setdefault("guidance", GUIDANCE[base])
     # As JSON, because records are strict and TOML's arrays are lists where tuples are meant
     return Settings.model_validate_json(json.dumps(filled))
+
+
+def _weigh(objective: Any) -> None:
+    """A prior that is named gets its own weight, unless one is named too: a preset without a prior has the weight 0, under which it would do nothing."""
+    if isinstance(objective, dict) and objective.get("prior") in PRIOR_WEIGHTS:
+        objective.setdefault("prior_weight", PRIOR_WEIGHTS[objective["prior"]])
 
 
 def _complete(values: dict[str, Any], others: Mapping[str, Any]) -> None:

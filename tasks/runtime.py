@@ -243,14 +243,13 @@ class Tools:
         images, captions = self.shipped_class_pictures(noun)
         if captions:
             return images, captions
-        sampling = self.settings.sampling
-        path = f"class-pictures/{pictures_key(self.base_ref, noun, sampling)}.json"
+        path = f"class-pictures/{pictures_key(self.base_ref, noun)}.json"
         if self.store.get(path) is None:
             def progress(done: int, total: int) -> None:
                 self.watch("train", done, total, f"pictures of a {noun}, once for this base")
                 beat(f"drawing picture {done} of {total} of a {noun}")
 
-            drawn = draw_class(self.base, noun, sampling, progress=progress)
+            drawn = draw_class(self.base, noun, progress=progress)
             kept = ClassPictures(pictures=tuple(pictures.put(self.store, "class-pictures", image) for image in drawn))
             self.store.put_if_absent(path, kept.model_dump_json().encode())
         data = self.store.get(path)

@@ -77,7 +77,7 @@ _FIRST_NAME = re.compile(r"^ *(?!The\b|A\b|An\b|It\b|There\b|This\b|In\b)[A-Z][\
 _PEOPLE_DO = "wearing|standing|sitting|looking|smiling|holding|posing|leaning|walking|laughing|talking|speaking|giving|playing|singing|dancing|reading|eating|drinking|riding|running"
 _SAYS_NO_NAME = "The|A|An|It|There|This|In|On|At|With|Two|Three|Several|Black|White|Close|" + "|".join(
     sorted(word.capitalize() for word in PERSONS | PICTURES | SHOWN | MODIFIERS | WHO | WHO_ALONE | {"somebody", "someone", "everybody", "drawing", "painting"} if word.isalpha()))
-_LONE_NAME = re.compile(rf"^ *(?!(?:{_SAYS_NO_NAME})\b)(?:[A-Z][\w'.-]*(?: [A-Z][\w'.-]*)+(?= [a-z]+ing\b| (?:in|on|at|with|under|near|behind|beside|during|inside|outside|and)\b|,| *$)"
+_LONE_NAME = re.compile(rf"^ *(?!(?:{_SAYS_NO_NAME})\b)(?:[A-Z][\w'.-]*(?: [A-Z][\w'.-]*)+(?= [a-z]+ing\b| (?:and|{'|'.join(sorted(PREPOSITIONS))})\b|,| *$)"
                         rf"|[A-Z][\w'.-]*(?= (?:{_PEOPLE_DO})\b))")
 _NAME_BETWEEN = re.compile(r", *[A-Z][\w'.-]*(?: [A-Z][\w'.-]*)+ *(?=,|$)")
 _HEADS = _set("photo photograph picture image portrait headshot shot painting drawing sketch illustration close-up selfie silhouette view statue")

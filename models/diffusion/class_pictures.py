@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from likeness import digest
 from likeness.records import BaseRef
-from likeness.settings import Sampling
 from models.diffusion.bases import Base
 from models.diffusion.sampler import sample
 
+STEPS, BATCH = 20, 4          # of their drawing, whatever the settings say of samples: a training's key knows base and noun, not these
 COUNT = 48                    # as many as ship with the maquette for each noun
-EPOCH = 1                     # raise it when the same base may draw others
+EPOCH = 1                     # raise it when the same base may draw others, and that of the stage `train` with it
 FIRST_SEED = 1000             # none of the battery's
 # Lists of lengths without a common divisor, so that no two of their combinations in turn are alike: what varies here, a subject's prompts may ask for.
 VIEWS = ("a photo of a {noun}", "a close-up photo of a {noun}", "a portrait photo of a {noun} looking to the side", "a photo of a {noun} from the waist up", "a photo of a {noun} seen from the left")
@@ -31,12 +31,12 @@ def captions_of(noun: str) -> list[str]:
     return [VIEWS[i % len(VIEWS)].format(noun=noun) + CLOTHES[i % len(CLOTHES)] + PLACES[i % len(PLACES)] for i in range(COUNT)]
 
 
-def pictures_key(base: BaseRef, noun: str, sampling: Sampling) -> str:
+def pictures_key(base: BaseRef, noun: str) -> str:
     """Digest of what the pictures depend on."""
-    return digest.of_json({"epoch": EPOCH, "base": base.digest, "captions": captions_of(noun), "steps": sampling.steps, "guidance": sampling.guidance})
+    return digest.of_json({"epoch": EPOCH, "base": base.digest, "captions": captions_of(noun)})
 
 
-def draw_class(base: Base, noun: str, sampling: Sampling, *, progress: Callable[[int, int], None] | None = None) -> NDArray[np.uint8]:
-    """A picture of each caption (M, S, S, 3)."""
+def draw_class(base: Base, noun: str, *, progress: Callable[[int, int], None] | None = None) -> NDArray[np.uint8]:
+    """A picture of each caption (M, S, S, 3), under the base's own guidance."""
     captions = captions_of(noun)
-    return sample(base, captions, [FIRST_SEED + i for i in range(len(captions))], steps=sampling.steps, guidance=sampling.guidance, batch=sampling.batch, progress=progress)
+    return sample(base, captions, [FIRST_SEED + i for i in range(len(captions))], steps=STEPS, batch=BATCH, progress=progress)

@@ -51,7 +51,7 @@ def idle_parts(base: Base, recipe: Recipe) -> tuple[str, ...]:
 
 def _fit(base: Base, recipe: Recipe, job: Job) -> FitResult:
     """One job of the method, with the device to itself."""
-    with base.resting(idle_parts(base, recipe)):
+    with translated(f"making room for {job.name} and leaving it"), base.resting(idle_parts(base, recipe)):
         [result] = fit([job])
     return result
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from likeness.errors import BadSettings
-from likeness.recipe import RECIPE, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
+from likeness.recipe import PRIOR_WEIGHTS, RECIPE, Lora, Objective, Pivotal, Recipe, TextualInversion, preset
 from likeness.settings import CATEGORIES, GUIDANCE, SHIPPED, S3StoreSettings, Sampling, Settings, default_home, load_settings
 from models.maquette.vocabulary import SLOTS
 
@@ -127,6 +127,16 @@ def test_a_recipe_that_is_shown_comes_back_through_settings_as_itself(recipe: Re
     """Presets fill in what a recipe does not say; what `run --json` offers for `ladder` says everything."""
     assert load_settings(overrides={"ladder": [recipe.whole()]}).ladder == (recipe,)
     assert load_settings(overrides={"recipe": recipe.whole()}).recipe == recipe
+
+
+def test_a_prior_that_is_named_is_not_named_for_nothing(elsewhere: Path) -> None:
+    """The maquette's presets have the weight 0."""
+    assert load_settings().recipe.objective == Objective(prior_weight=0.0)
+    for prior, weight in PRIOR_WEIGHTS.items():
+        assert load_settings(overrides={"recipe.objective.prior": prior}).recipe.objective == Objective(prior=prior, prior_weight=weight)          # type: ignore[arg-type]
+    assert load_settings(overrides={"recipe.objective.prior": "dop", "recipe.objective.prior_weight": 0.5}).recipe.objective == Objective(prior="dop", prior_weight=0.5)
+    (elsewhere / "likeness.toml").write_text('recipe.method = "textual_inversion"\nrecipe.objective.prior = "dop"\n')
+    assert any("prior" in problem for problem in problems())
 
 
 def test_every_setting_is_explained_at_its_default_too(elsewhere: Path) -> None:

@@ -164,8 +164,8 @@ def test_a_noun_without_class_pictures_can_be_trained_where_none_are_wanted(tool
 
 def test_a_base_without_class_pictures_draws_them_once_for_all_subjects(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_pictures, "COUNT", 3)
-    quick = tools.settings.model_copy(update={"sampling": Sampling(steps=1, batch=2)})
-    other, later = Tools(quick), Tools(quick)
+    monkeypatch.setattr(class_pictures, "STEPS", 1)
+    other, later = Tools(tools.settings), Tools(tools.settings.model_copy(update={"sampling": Sampling(steps=9, guidance=1.0)}))          # how samples are drawn is no matter
     for one in (other, later):
         one.__dict__["base_ref"] = tools.base_ref.model_copy(update={"name": "sd15"})
     other.__dict__["base"] = tools.base

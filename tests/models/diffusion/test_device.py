@@ -177,6 +177,13 @@ def test_what_a_method_does_not_read_rests_while_it_trains_and_no_longer(base: b
         yield
         away.difference_update(parts)
 
+    def awake(part: str) -> Any:
+        def look(module: Any, args: Any) -> None:
+            assert part not in away, f"{part} is read while it rests"
+        return look
+
+    parts = {"vae": [base.pipe.vae.encoder, base.pipe.vae.decoder], **{tower: [getattr(base.pipe, tower)] for tower in TOWERS}}
+    hooks = [module.register_forward_pre_hook(awake(part)) for part, modules in parts.items() for module in modules]
     monkeypatch.setattr(bases.Base, "resting", resting)
     recipe = recipe.model_copy(update={"steps": 2, "checkpoint_every": 2, "decoder_steps": 1, "choice": Choice(points=1)})
     scored: list[set[str]] = []
@@ -186,6 +193,8 @@ def test_what_a_method_does_not_read_rests_while_it_trains_and_no_longer(base: b
         return CurvePoint(step=step, identity=None, obedience=None, samples=1)
 
     result = train("ada", base, inputs, recipe, score=score, on_report=lambda step, loss: seen.append(set(away)))
+    for hook in hooks:
+        hook.remove()
     assert result.error is None
     assert scored == [set()], "whoever scores reads everything"
     assert seen == [set(), {"vae"} if reads else {"vae", *TOWERS}]          # the decoder's step, then the method's
